@@ -1,0 +1,45 @@
+# One command a chore. Everything stays inside this directory: no root, no Docker, relative paths only.
+PY := .venv/bin/python
+LOCK := .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
+	--no-emit-index-url --extra server --extra openai pyproject.toml
+
+.DEFAULT_GOAL := help
+.PHONY: help run test check check-long coverage bench lock clean runtime dev
+
+help: ## list the commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
+
+run: runtime ## start the service on http://127.0.0.1:8000 (settings: docs/settings.md)
+	@$(PY) -m app run
+
+test: dev ## run the tests; ARGS='-k spool -n 0' goes to pytest
+	@$(PY) -m pytest $(ARGS)
+
+check: dev ## lint, format, types, compose file
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+	@$(PY) -m mypy
+	@$(PY) -m check_jsonschema --builtin-schema vendor.compose-spec docker-compose.yml
+
+check-long: dev ## run the tests that take minutes
+	@$(PY) -m pytest -m long $(ARGS) || [ $$? -eq 5 ] # 5: there is none
+
+coverage: dev ## run the tests and fail below the coverage of pyproject.toml
+	@$(PY) -m pytest --cov $(ARGS)
+
+bench: dev ## print what a monitored call costs
+	@$(PY) -m bench $(ARGS)
+
+lock: dev ## rewrite both lock files; ARGS=--upgrade for the newest versions
+	@$(LOCK) --output-file requirements.lock $(ARGS)
+	@$(LOCK) --group dev --constraint requirements.lock --output-file requirements-dev.lock $(ARGS)
+
+clean: ## remove the environment, the components and every cache; keeps data
+	@rm -rf .venv .components .coverage .coverage.* htmlcov dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	@find app telemetry migrations tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
+
+runtime:
+	@scripts/venv requirements.lock
+
+dev:
+	@scripts/venv requirements-dev.lock

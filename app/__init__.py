@@ -1,0 +1,1 @@
+"""The Spanledger service: HTTP, database and agents around the `telemetry` library."""

@@ -1,0 +1,126 @@
+"""The command line: `spanledger run`."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shlex
+import socket
+import sys
+import tomllib
+from pathlib import Path
+from typing import NoReturn
+
+import click
+
+from app.settings import Settings, StartError
+
+GRACE_SECONDS = 5
+"""How long open requests may go on after Ctrl-C, in seconds; streams are then cut off."""
+
+SEED_BODY = (
+    '{"type": "flashcard_generation", "user_id": "18717267-0855-433c-b160-04c3443daa80",'
+    ' "message": "Create flashcards about Python",'
+    ' "options": {"count": 3, "difficulty": "medium", "content": "Python is a programming language"}}'
+)
+
+
+def print_version(context: click.Context, _: click.Parameter, wanted: bool) -> None:
+    """The version of pyproject.toml: the service runs from its sources and is not installed."""
+    if wanted:
+        pyproject = Path(__file__).parents[1] / "pyproject.toml"
+        click.echo(f"spanledger {tomllib.loads(pyproject.read_text())['project']['version']}")
+        context.exit()
+
+
+@click.group()
+@click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=print_version, help="Show it.")
+def spanledger() -> None:
+    """Spanledger: observability for AI agents."""
+
+
+@spanledger.command()
+def run() -> None:
+    """Run the service; its settings come from the environment and from .env."""
+    try:
+        settings = Settings.load()
+        listener = listen(settings.host, settings.port)
+    except StartError as error:
+        fail(error)
+    serve(settings, listener)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """The listening socket, taken before anything else is started.
+
+    Raises:
+        StartError: The port is taken or the address is not one of this machine.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
+        raise StartError(
+            f"cannot listen on {host} port {port} ({reason}); stop what does, or set HOST and PORT to others"
+        ) from None
+
+
+def serve(settings: Settings, listener: socket.socket) -> None:
+    """Serve until a signal, then drain and stop."""
+    import uvicorn
+
+    from app.main import create_app
+
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            if self.started:
+                click.echo(welcome(settings))
+
+    app = create_app(settings)
+    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)  # ours says the same
+    config = uvicorn.Config(
+        app,
+        loop="uvloop",
+        http="httptools",
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        timeout_graceful_shutdown=GRACE_SECONDS,
+    )
+    try:
+        Server(config).run([listener])
+    except KeyboardInterrupt:  # uvicorn raises the signal again once everything has stopped
+        sys.exit(130)
+    except SystemExit:
+        sys.exit(2)
+
+
+def welcome(settings: Settings) -> str:
+    """What to open and what to try, without the token itself."""
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    url = f"http://{host}:{settings.port}"
+    token_file = settings.spanledger_data_dir / "admin-token"
+    kept = settings.admin_token == ()
+    token = f"$(cat {shlex.quote(str(token_file))})" if kept else "$ADMIN_TOKEN"
+    place = str(token_file) if kept else "ADMIN_TOKEN"
+    bearer = ' -H "Authorization: Bearer $API_TOKEN"' if settings.api_token else ""
+    return f"""\
+Spanledger is at {url}
+  API docs     {url}/docs
+  metrics      {url}/metrics
+  admin token  {place}
+
+Run an agent:
+  curl -N {url}/api/ai/process-stream{bearer} -H 'Content-Type: application/json' -d '{SEED_BODY}'
+See what it did:
+  curl -H "Authorization: Bearer {token}" '{url}/api/admin/metrics?hours=24'
+"""
+
+
+def fail(error: StartError) -> NoReturn:
+    """One line on stderr per reason, and exit code 2."""
+    for line in str(error).splitlines():
+        click.echo(f"spanledger: {line}", err=True)
+    sys.exit(2)

@@ -1,0 +1,45 @@
+"""How the admin endpoints write JSON: exactly what is stored."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from decimal import Decimal
+
+import orjson
+from fastapi.responses import Response
+
+from app.auth import NO_STORE
+
+
+class ExactJSON(Response):
+    """JSON whose numbers have every digit and whose times are RFC 3339 in UTC with microseconds.
+
+    FastAPI's own serialisation would turn `numeric` into text or a float, and fails on a stored payload that
+    is nested deeper than it can follow. Never cached.
+    """
+
+    media_type = "application/json"
+
+    def __init__(self, content: object) -> None:
+        super().__init__(
+            orjson.dumps(content, default=_default, option=orjson.OPT_PASSTHROUGH_DATETIME), headers=NO_STORE
+        )
+
+
+def stored_json(text: str | None) -> object:
+    """Stored text as it goes into an answer: itself where it is JSON, else a string."""
+    if text is None:
+        return None
+    try:
+        orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return text
+    return orjson.Fragment(text)
+
+
+def _default(value: object) -> object:
+    if isinstance(value, datetime):
+        return value.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+    if isinstance(value, Decimal):
+        return orjson.Fragment(format(value, "f")) if value.is_finite() else None
+    raise TypeError(f"{type(value).__name__} is not written to JSON")

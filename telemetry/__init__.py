@@ -1,0 +1,33 @@
+"""Spanledger: every agent execution becomes one span, one set of Prometheus observations and one row in Postgres.
+
+from spanledger import AgentMonitor, configure
+
+configure(spool_dir=Path("/var/lib/agent/spool"))
+monitor = AgentMonitor()
+
+@monitor.agent("summary")
+async def summarise(text: str) -> str: ...
+"""
+
+from __future__ import annotations
+
+from .caller import bind
+from .configure import Telemetry, configure
+from .content import Content
+from .monitor import AgentMonitor, Inference, Run, Tool, current_run
+from .prices import Prices
+from .semconv import Status
+
+__all__ = [
+    "AgentMonitor",
+    "Content",
+    "Inference",
+    "Prices",
+    "Run",
+    "Status",
+    "Telemetry",
+    "Tool",
+    "bind",
+    "configure",
+    "current_run",
+]

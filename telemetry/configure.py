@@ -1,0 +1,181 @@
+"""configure(): puts the parts together, once per process, beside whatever telemetry the process has already."""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from collections.abc import Callable, Iterable
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from opentelemetry import trace
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
+from opentelemetry.sdk.trace.sampling import (
+    ALWAYS_OFF,
+    DEFAULT_ON,
+    AlwaysRecordSampler,
+    Sampler,
+    StaticSampler,
+)
+from prometheus_client import REGISTRY, CollectorRegistry
+
+from .content import Content
+from .execution import Service
+from .guard import Guard
+from .metrics import Metrics
+from .monitor import install
+from .pipeline import PipelineCollector
+from .prices import Prices
+from .processor import ExecutionProcessor
+from .runs import OpenSpans
+from .scope import Runtime
+from .spool import Spool
+
+if TYPE_CHECKING:
+    import psycopg
+
+    from .sink import PostgresSink
+
+_logger = logging.getLogger("spanledger")
+_SCOPE = "spanledger"
+
+
+class Telemetry:
+    """The configured parts. `tracer_provider` and `registry` are the host's own where it had them."""
+
+    def __init__(
+        self,
+        tracer_provider: TracerProvider,
+        registry: CollectorRegistry,
+        metrics: Metrics,
+        spool: Spool,
+        sink: PostgresSink | None,
+        prices: Prices,
+        content: Content,
+        service: Service,
+    ) -> None:
+        self.tracer_provider = tracer_provider
+        self.registry = registry
+        self.metrics = metrics
+        self.spool = spool
+        self.sink = sink
+        self.prices = prices
+        self.content = content
+        self.service = service
+
+    @property
+    def instance_id(self) -> str:
+        """What tells this process' rows from another's (`service.instance.id`)."""
+        return self.service.instance_id or ""
+
+    def know_agent(self, *names: str) -> None:
+        """Export agents at 0 before their first run."""
+        for name in names:
+            self.metrics.know_agent(self.service, name)
+
+    def flush(self, timeout: float = 10.0) -> bool:
+        """Seal the spool and drain it into Postgres; True when nothing is left. Without a sink: sealed."""
+        if self.sink is None:
+            self.spool.seal()
+            return True
+        return self.sink.drain(timeout)
+
+    def shutdown(self, timeout: float = 10.0) -> bool:
+        """Export the last spans, drain, stop the threads; False when rows are left on disk for the next start."""
+        install(None)
+        self.tracer_provider.force_flush(int(timeout * 1000))
+        drained = self.sink.stop(timeout) if self.sink is not None else True
+        self.spool.close()
+        return drained
+
+
+def configure(
+    *,
+    spool_dir: Path,
+    connect: Callable[[], psycopg.Connection[Any]] | None = None,
+    tracer_provider: TracerProvider | None = None,
+    registry: CollectorRegistry | None = None,
+    resource: Resource | None = None,
+    span_exporter: SpanExporter | None = None,
+    sampler: Sampler | None = None,
+    spool_max_bytes: int = 1 << 30,
+    payload_max_bytes: int = 8192,
+    redact: Iterable[str] = (),
+    capture_content: bool = False,
+    retention: timedelta = timedelta(days=35),
+    drain_interval: float = 1.0,
+    prices: Prices | None = None,
+) -> Telemetry:
+    """Start counting and storing agent executions in this process.
+
+    A TracerProvider of the SDK that is already global (or given) is used as it is and gets one more span
+    processor; otherwise one is made, with `resource`, `sampler` and `span_exporter`, and set globally. Sampling
+    decides what a trace backend gets, never what is counted or stored.
+
+    Args:
+        spool_dir: Where rows wait for Postgres; on a local disk, kept across restarts.
+        connect: Opens a psycopg connection to Postgres; None only spools.
+        registry: Where metrics are registered; default: the process' own.
+        spool_max_bytes: Bound on the spool; beyond it the newest rows are dropped, and counted.
+        payload_max_bytes: Bound on input and output of an execution, each.
+        redact: Regexes over the JSON of payloads, beside the built-in ones.
+        capture_content: Put payloads on exported spans too.
+        retention: How old a row may be.
+        drain_interval: Seconds a row waits, about, before it is committed to disk and loaded.
+
+    Raises:
+        OSError: The spool directory cannot be made or written.
+        re.error: A pattern in `redact` is no regular expression.
+    """
+    content = Content(payload_max_bytes, redact)
+    spool = Spool(spool_dir, max_bytes=spool_max_bytes)
+    registry = REGISTRY if registry is None else registry
+    prices = prices or Prices()
+    guard, spans, metrics = Guard(), OpenSpans(), Metrics(registry)
+    processor = ExecutionProcessor(spool, metrics, spans, prices, content, guard, retention=retention.total_seconds())
+    provider = _attach(processor, tracer_provider, resource, sampler, span_exporter)
+    unsampled = TracerProvider(
+        sampler=AlwaysRecordSampler(ALWAYS_OFF), resource=provider.resource, shutdown_on_exit=False
+    )
+    unsampled.add_span_processor(processor)
+    sink = None
+    if connect is not None:
+        from .sink import PostgresSink  # psycopg is an extra
+
+        sink = PostgresSink(spool, connect, guard, interval=drain_interval, retention=retention)
+        sink.start()
+    registry.register(PipelineCollector(processor, spool, sink, spans, guard))
+    install(Runtime(provider.get_tracer(_SCOPE), unsampled.get_tracer(_SCOPE), spans, content, capture_content, guard))
+    service = Service.from_resource(provider.resource)
+    return Telemetry(provider, registry, metrics, spool, sink, prices, content, service)
+
+
+def _attach(
+    processor: ExecutionProcessor,
+    provider: TracerProvider | None,
+    resource: Resource | None,
+    sampler: Sampler | None,
+    exporter: SpanExporter | None,
+) -> TracerProvider:
+    """The host's provider with our processor added, or one of our own."""
+    existing = provider if provider is not None else trace.get_tracer_provider()
+    if isinstance(existing, TracerProvider):
+        if not isinstance(existing.sampler, AlwaysRecordSampler | StaticSampler):
+            _logger.warning(
+                "the host's sampler %s may drop spans of instrumented libraries before they are counted; "
+                "wrap it in opentelemetry.sdk.trace.sampling.AlwaysRecordSampler",
+                existing.sampler.get_description(),
+            )
+        existing.add_span_processor(processor)
+        return existing
+    instance = Resource({"service.instance.id": str(uuid.uuid4())})
+    resource = instance.merge(resource if resource is not None else Resource.create())
+    made = TracerProvider(sampler=AlwaysRecordSampler(sampler or DEFAULT_ON), resource=resource)
+    made.add_span_processor(processor)
+    if exporter is not None:
+        made.add_span_processor(BatchSpanProcessor(exporter))
+    trace.set_tracer_provider(made)
+    return made

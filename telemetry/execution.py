@@ -1,0 +1,281 @@
+"""Execution and Step: the rows, derived from an ended span, field by field, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.trace import StatusCode
+
+from . import copytext, semconv
+from .caller import Caller
+from .content import Content
+from .copytext import number, text, timestamp
+from .semconv import Status
+from .usage import NONE, Usage
+
+UNATTRIBUTED = "_unattributed"
+_TIMEOUTS = frozenset(
+    {"timeout", "deadline_exceeded", "DeadlineExceeded", "APITimeoutError", "ReadTimeout", "ConnectTimeout"}
+    | {"WriteTimeout", "PoolTimeout", "TimeoutException"}
+)
+_CANCELLATIONS = frozenset({"CancelledError", "GeneratorExit", "KeyboardInterrupt", "cancelled"})
+# Attributes that have a column of their own; the rest is kept in `attributes`.
+_COLUMNS = frozenset(
+    {semconv.OPERATION, semconv.AGENT_NAME, semconv.AGENT_VERSION, semconv.PROVIDER, semconv.REQUEST_MODEL}
+    | {semconv.RESPONSE_MODEL, semconv.TIME_TO_FIRST_CHUNK, semconv.TOOL_NAME, semconv.TOOL_ARGUMENTS}
+    | {semconv.TOOL_RESULT, semconv.INPUT_MESSAGES, semconv.OUTPUT_MESSAGES, semconv.INPUT_TOKENS}
+    | {semconv.OUTPUT_TOKENS, semconv.CACHE_READ_TOKENS, semconv.CACHE_WRITE_TOKENS, semconv.REASONING_TOKENS}
+    | {semconv.USAGE_COST, semconv.ERROR_TYPE, semconv.USER_ID, semconv.SESSION_ID, semconv.REQUEST_ID}
+    | {semconv.STATUS}
+    | {alias for aliases in semconv.ALIASES.values() for alias in aliases}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """Which process a span comes from, from its resource. `columns` is the same as COPY text."""
+
+    name: str
+    namespace: str | None
+    version: str | None
+    environment: str | None
+    instance_id: str | None
+    columns: str = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        values = (self.name, self.namespace, self.version, self.environment, self.instance_id)
+        object.__setattr__(self, "columns", "\t".join(map(text, values)))
+
+    @classmethod
+    def from_resource(cls, resource: Resource) -> Service:
+        attributes = resource.attributes
+        values = (
+            attributes.get("service.name", "unknown_service"),
+            attributes.get("service.namespace"),
+            attributes.get("service.version"),
+            attributes.get("deployment.environment.name", attributes.get("deployment.environment")),
+            attributes.get("service.instance.id"),
+        )
+        name, *rest = (None if value is None else str(value) for value in values)
+        return cls(name or "unknown_service", *rest)
+
+
+class Identity(NamedTuple):
+    """What a span is, where it stands and how it went: shared by executions and steps. Times in ns, UTC."""
+
+    trace_id: str
+    span_id: str
+    parent_span_id: str | None
+    start_time: int
+    end_time: int
+    status: Status
+    error_type: str | None
+    error_message: str | None
+    time_to_first_chunk: float | None
+    caller: Caller
+    service: Service
+    attributes: bytes
+
+    @property
+    def seconds(self) -> float:
+        """How long it took."""
+        return (self.end_time - self.start_time) / 1e9
+
+    @classmethod
+    def from_span(
+        cls,
+        span: ReadableSpan,
+        attributes: Mapping[str, Any],
+        caller: Caller,
+        service: Service,
+        content: Content,
+    ) -> Identity:
+        context, parent = span.context, span.parent
+        status, error_type, error_message = _outcome(span, attributes)
+        rest = {name: attributes[name] for name in attributes.keys() - _COLUMNS}
+        first_chunk = attributes.get(semconv.TIME_TO_FIRST_CHUNK)
+        return cls(
+            f"{context.trace_id:032x}",
+            f"{context.span_id:016x}",
+            f"{parent.span_id:016x}" if parent is not None else None,
+            span.start_time or 0,
+            span.end_time or 0,
+            status,
+            error_type,
+            content.text(error_message) if error_message is not None else None,
+            float(first_chunk) if isinstance(first_chunk, int | float) else None,
+            caller,
+            service,
+            content.encode(rest) or b"{}" if rest else b"{}",
+        )
+
+    def columns(self) -> tuple[str, ...]:
+        """Request and service columns, which stand together in both tables."""
+        user_id, session_id, request_id = self.caller
+        return text(user_id), text(session_id), text(request_id), self.service.columns
+
+
+class Execution(NamedTuple):
+    """One agent run: a row of `agent_executions`."""
+
+    identity: Identity
+    agent_name: str
+    agent_version: str | None
+    parent_agent_span_id: str | None
+    own: Usage
+    total: Usage
+    model: str | None
+    provider: str | None
+    late: bool
+    input: bytes | None
+    output: bytes | None
+
+    @property
+    def is_root(self) -> bool:
+        """Whether it is a request: no agent above it."""
+        return self.parent_agent_span_id is None
+
+    def line(self) -> bytes:
+        """The row as COPY text, columns in the order of `EXECUTION_COLUMNS`."""
+        identity, own = self.identity, self.own
+        first_chunk = identity.time_to_first_chunk
+        return copytext.line(
+            (
+                "t" if self.late else "f",
+                identity.trace_id,
+                identity.span_id,
+                identity.parent_span_id or copytext.NULL,
+                self.parent_agent_span_id or copytext.NULL,
+                timestamp(identity.start_time),
+                timestamp(identity.end_time),
+                "t" if self.is_root else "f",
+                identity.status,
+                text(self.agent_name),
+                text(self.agent_version),
+                *identity.columns(),
+                str((identity.end_time - identity.start_time) / 1e6),
+                copytext.NULL if first_chunk is None else str(round(first_chunk * 1e3, 3)),
+                _tokens(own),
+                str(self.total.tokens),
+                text(self.model),
+                text(self.provider),
+                number(own.cost_usd),
+                number(self.total.cost_usd),
+                self.total.cost_source or copytext.NULL,
+                text(identity.error_type),
+                text(identity.error_message),
+            ),
+            (identity.attributes, self.input, self.output),
+        )
+
+
+class Step(NamedTuple):
+    """One model call, tool call or retrieval inside an execution: a row of `execution_steps`."""
+
+    identity: Identity
+    operation: str
+    agent_name: str | None
+    agent_span_id: str | None
+    tool_name: str | None
+    request_model: str | None
+    response_model: str | None
+    provider: str | None
+    usage: Usage | None
+    late: bool
+    input: bytes | None
+    output: bytes | None
+
+    def line(self) -> bytes:
+        """The row as COPY text, columns in the order of `STEP_COLUMNS`."""
+        identity, usage = self.identity, self.usage
+        first_chunk = identity.time_to_first_chunk
+        tokens = (copytext.NULL,) * 5 if usage is None else tuple(map(str, usage[:5]))
+        return copytext.line(
+            (
+                "t" if self.late else "f",
+                identity.trace_id,
+                identity.span_id,
+                identity.parent_span_id or copytext.NULL,
+                self.agent_span_id or copytext.NULL,
+                timestamp(identity.start_time),
+                timestamp(identity.end_time),
+                text(self.operation),
+                identity.status,
+                text(self.agent_name),
+                *identity.columns(),
+                str((identity.end_time - identity.start_time) / 1e6),
+                copytext.NULL if first_chunk is None else str(round(first_chunk * 1e3, 3)),
+                text(self.tool_name),
+                text(self.request_model),
+                text(self.response_model),
+                text(self.provider),
+                *tokens,
+                number(usage.cost_usd if usage else None),
+                text(usage.cost_source if usage else None),
+                text(identity.error_type),
+                text(identity.error_message),
+            ),
+            (identity.attributes, self.input, self.output),
+        )
+
+
+_SERVICE_COLUMNS = (
+    *("user_id", "session_id", "request_id"),
+    *("service_name", "service_namespace", "service_version", "environment", "instance_id"),
+)
+_TOKEN_COLUMNS = (
+    "input_tokens",
+    "cache_read_tokens",
+    "cache_write_tokens",
+    "output_tokens",
+    "reasoning_tokens",
+)
+_LAST_COLUMNS = ("error_type", "error_message", "attributes", "input_data", "output_data")
+EXECUTION_COLUMNS = (
+    *("late", "trace_id", "span_id", "parent_span_id", "parent_agent_span_id", "started_at", "created_at"),
+    *("is_root", "status", "agent_name", "agent_version", *_SERVICE_COLUMNS),
+    *("execution_time_ms", "time_to_first_chunk_ms", "tokens_used", *_TOKEN_COLUMNS, "tokens_total"),
+    *("model_used", "provider", "cost_usd", "cost_total_usd", "cost_source", *_LAST_COLUMNS),
+)
+STEP_COLUMNS = (
+    *("late", "trace_id", "span_id", "parent_span_id", "agent_span_id", "started_at", "created_at"),
+    *("operation", "status", "agent_name", *_SERVICE_COLUMNS, "duration_ms", "time_to_first_chunk_ms"),
+    *("tool_name", "request_model", "response_model", "provider", *_TOKEN_COLUMNS, "cost_usd", "cost_source"),
+    *_LAST_COLUMNS,
+)
+
+
+def _tokens(own: Usage) -> str:
+    if own is NONE:
+        return "0\t0\t0\t0\t0\t0"
+    return "\t".join(map(str, (own.tokens, *own[:5])))
+
+
+def _outcome(span: ReadableSpan, attributes: Mapping[str, Any]) -> tuple[Status, str | None, str | None]:
+    """Status, error type and message. Our own spans say `cancelled` by attribute: it is no error."""
+    stated = attributes.get(semconv.STATUS)
+    error_type = attributes.get(semconv.ERROR_TYPE)
+    failed = span.status.status_code is StatusCode.ERROR or error_type is not None
+    if not failed:
+        return (Status(stated) if stated in _STATUSES else Status.SUCCESS), None, None
+    message = span.status.description
+    for event in span.events if error_type is None or message is None else ():
+        if event.name == "exception" and event.attributes:
+            error_type = error_type or event.attributes.get("exception.type")
+            message = message or str(event.attributes.get("exception.message", ""))
+    error_type = str(error_type or "_OTHER")
+    if stated in _STATUSES:
+        return Status(stated), error_type, message
+    name = error_type.rsplit(".", 1)[-1]
+    if name in _TIMEOUTS or name.endswith("TimeoutError"):
+        return Status.TIMEOUT, error_type, message
+    if name in _CANCELLATIONS:
+        return Status.CANCELLED, error_type, message
+    return Status.FAILURE, error_type, message
+
+
+_STATUSES = frozenset(Status)

@@ -1,0 +1,274 @@
+"""Metrics: every Prometheus series of executions and steps, observed from the same rows that are stored.
+
+Names are what a collector makes of the GenAI conventions; what the conventions lack carries our prefix. Users,
+sessions and request ids are never labels.
+"""
+
+from __future__ import annotations
+
+import builtins
+from collections.abc import Iterable, Mapping
+from typing import Any, Final, Generic, TypeVar, cast
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
+
+from . import semconv
+from .execution import UNATTRIBUTED, Execution, Service, Step
+from .semconv import Status, TokenType
+
+OTHER: Final = "_OTHER"
+# The convention's bounds united with the thresholds service levels are set on, and the lengths of long runs.
+_LEVELS = (0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 900.0, 1800.0, 3600.0)
+_POWERS = tuple(round(0.01 * 2**power, 2) for power in range(14))  # 0.01 … 81.92 s
+AGENT_SECONDS = tuple(sorted({*(round(0.1 * 2**power, 1) for power in range(13)), *_LEVELS}))
+CALL_SECONDS = tuple(sorted({*_POWERS, *_LEVELS}))
+CHUNK_SECONDS = _POWERS
+TOKENS = tuple(4**power for power in range(14))
+
+# Error types that may be a label as they are; anything else is folded into `_OTHER`.
+ERROR_TYPES = frozenset(
+    {name for name, kind in vars(builtins).items() if isinstance(kind, type) and issubclass(kind, Exception)}
+    | {str(code) for code in (400, 401, 403, 404, 408, 409, 413, 422, 429, 500, 502, 503, 504, 529)}
+    | {"APIConnectionError", "APIError", "APIStatusError", "APITimeoutError", "AuthenticationError"}
+    | {"BadRequestError", "ConflictError", "InternalServerError", "NotFoundError", "OverloadedError"}
+    | {"PermissionDeniedError", "RateLimitError", "UnprocessableEntityError", "ValidationError"}
+    | {"rate_limit_exceeded", "invalid_request_error", "server_error", "content_filter", "timeout"}
+    | {"CancelledError", "JSONDecodeError", "ReadTimeout", "ConnectTimeout", "ConnectError", "run_limit"}
+)
+
+M = TypeVar("M", bound=Counter | Gauge | Histogram)
+
+
+class Capped(Generic[M]):
+    """A metric with at most `limit` label sets: beyond it the open-ended labels become `_OTHER`, and are counted."""
+
+    def __init__(self, metric: M, limit: int, open_labels: Iterable[int], overflow: Counter) -> None:
+        self.metric: M = metric
+        self.limit = limit
+        self._open = frozenset(open_labels)
+        self._overflow = overflow
+        self._children: dict[tuple[str, ...], M] = {}
+
+    def labels(self, *values: str) -> M:
+        """The child for these label values, cached."""
+        known = self._children.get(values)
+        if known is not None:
+            return known
+        full = len(self._children) >= self.limit
+        if full:
+            self._overflow.inc()
+            values = tuple(OTHER if index in self._open else value for index, value in enumerate(values))
+        child = cast(M, self.metric.labels(*values))
+        if not full:
+            self._children[values] = child
+        return child
+
+
+class Metrics:
+    """Everything observed of executions and steps.
+
+    Args:
+        registry: Where the series are registered; the caller's own, or the process' one.
+        error_types: Names allowed as `error_type` beside `ERROR_TYPES`.
+    """
+
+    def __init__(self, registry: CollectorRegistry, *, error_types: Iterable[str] = ()) -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # the library's own gap
+        self.registry = registry
+        self._error_types = ERROR_TYPES | set(error_types)
+        # The children of an agent's executions, found with one look-up instead of one for each metric.
+        self._in_flight: dict[tuple[Service, str], Gauge] = {}
+        self._outcomes: dict[tuple[Service, str, Status, str], tuple[Histogram, Counter, Counter]] = {}
+        self.overflow = Counter(
+            "spanledger_label_overflow",
+            "Observations whose labels were folded into _OTHER because the metric has its most label sets",
+            ["metric"],
+            registry=registry,
+        )
+        agent, model, provider, kind = (
+            *("gen_ai_agent_name", "gen_ai_request_model", "gen_ai_provider_name", "gen_ai_operation_name"),
+        )
+        self.agent_duration = self._histogram(
+            "gen_ai_invoke_agent_duration_seconds",
+            "How long executions took",
+            [agent, "error_type"],
+            AGENT_SECONDS,
+            150,
+        )
+        self.operation_duration = self._histogram(
+            "gen_ai_client_operation_duration_seconds",
+            "How long model calls took",
+            [kind, provider, model, agent, "error_type"],
+            CALL_SECONDS,
+            100,
+        )
+        self.first_chunk = self._histogram(
+            "gen_ai_client_operation_time_to_first_chunk_seconds",
+            "From the start of a streamed model call to its first chunk",
+            [kind, provider, model, agent],
+            CHUNK_SECONDS,
+            60,
+        )
+        self.token_usage = self._histogram(
+            "gen_ai_client_token_usage",
+            "Tokens per model call",
+            [kind, provider, model, agent, "gen_ai_token_type"],
+            TOKENS,
+            100,
+        )
+        self.tool_duration = self._histogram(
+            "gen_ai_execute_tool_duration_seconds",
+            "How long tool calls took",
+            ["gen_ai_tool_name", agent, "error_type"],
+            CALL_SECONDS,
+            60,
+        )
+        self.executions = self._counter(
+            "spanledger_executions", "Ended executions of every agent", [agent, "status"], 900
+        )
+        self.requests = self._counter(
+            "spanledger_requests", "Ended root executions: those with no agent above", [agent, "status"], 900
+        )
+        self.tokens = self._counter(
+            "spanledger_tokens",
+            "Tokens of model calls; input includes the cache classes, output includes reasoning",
+            [agent, model, "gen_ai_token_type"],
+            600,
+        )
+        self.cost = self._counter(
+            "spanledger_cost_usd", "Known cost of model calls in USD", [agent, model, provider], 200
+        )
+        self.unpriced = self._counter(
+            "spanledger_unpriced_tokens",
+            "Tokens of model calls whose price is unknown",
+            [agent, model, provider],
+            200,
+        )
+        self.items = self._counter("spanledger_items", "What agents produced", [agent, "kind"], 100)
+        self.in_flight = Capped(
+            Gauge(
+                "spanledger_executions_in_flight",
+                "Executions that have started and not ended",
+                [*_SERVICE, agent],
+                registry=registry,
+            ),
+            150,
+            range(3),
+            self.overflow.labels("spanledger_executions_in_flight"),
+        )
+
+    def _histogram(
+        self, name: str, text: str, labels: list[str], buckets: tuple[float, ...], limit: int
+    ) -> Capped[Histogram]:
+        metric = Histogram(name, text, [*_SERVICE, *labels], buckets=buckets, registry=self.registry)
+        return Capped(metric, limit, _open_labels(labels), self.overflow.labels(name))
+
+    def _counter(self, name: str, text: str, labels: list[str], limit: int) -> Capped[Counter]:
+        metric = Counter(name, text, [*_SERVICE, *labels], registry=self.registry)
+        return Capped(metric, limit, _open_labels(labels), self.overflow.labels(f"{name}_total"))
+
+    def know_agent(self, service: Service, agent: str) -> Gauge:
+        """Export an agent's closed label sets at 0: a counter born at 1 never fires `increase() > 0`.
+
+        Returns its gauge of executions in flight.
+        """
+        gauge = self._in_flight.get((service, agent))
+        if gauge is None:
+            where = _where(service)
+            for status in Status:
+                self._outcome(service, agent, status, "")
+            gauge = self.in_flight.labels(*where, agent)
+            if len(self._in_flight) < self.in_flight.limit:
+                self._in_flight[service, agent] = gauge
+        return gauge
+
+    def started(self, service: Service, agent: str) -> None:
+        """An execution started."""
+        self.know_agent(service, agent).inc()
+
+    def ended(self, service: Service, agent: str) -> None:
+        """An execution that had started ended."""
+        self.know_agent(service, agent).dec()
+
+    def _outcome(self, service: Service, agent: str, status: Status, error: str) -> tuple[Histogram, Counter, Counter]:
+        where = _where(service)
+        children = (
+            self.agent_duration.labels(*where, agent, error),
+            self.executions.labels(*where, agent, status.value),
+            self.requests.labels(*where, agent, status.value),
+        )
+        if len(self._outcomes) < self.executions.limit:
+            self._outcomes[service, agent, status, error] = children
+        return children
+
+    def observe_execution(self, execution: Execution) -> None:
+        """One ended execution."""
+        identity = execution.identity
+        key = (identity.service, execution.agent_name, identity.status, self._error(identity.error_type))
+        duration, executions, requests = self._outcomes.get(key) or self._outcome(*key)
+        exemplar = {"trace_id": identity.trace_id, "span_id": identity.span_id}
+        duration.observe(identity.seconds, exemplar)
+        executions.inc(1, exemplar)
+        if execution.is_root:
+            requests.inc(1, exemplar)
+
+    def observe_items(self, execution: Execution, attributes: Mapping[str, Any]) -> None:
+        """What an execution produced, by kind: its attributes `spanledger.items.KIND`."""
+        for name, count in attributes.items():
+            if name.startswith(semconv.ITEMS_PREFIX) and isinstance(count, int) and count >= 0:
+                kind = name.removeprefix(semconv.ITEMS_PREFIX)
+                self.items.labels(*_where(execution.identity.service), execution.agent_name, kind).inc(count)
+
+    def observe_step(self, step: Step) -> None:
+        """One ended step."""
+        identity, agent = step.identity, step.agent_name or UNATTRIBUTED
+        where = _where(identity.service)
+        exemplar = {"trace_id": identity.trace_id, "span_id": identity.span_id}
+        error = self._error(identity.error_type)
+        if step.operation == semconv.EXECUTE_TOOL:
+            tool = step.tool_name or ""
+            self.tool_duration.labels(*where, tool, agent, error).observe(identity.seconds, exemplar)
+        model, provider = step.request_model or step.response_model or "", step.provider or ""
+        call = (*where, step.operation, provider, model, agent)
+        if step.operation in semconv.INFERENCE:
+            self.operation_duration.labels(*call, error).observe(identity.seconds, exemplar)
+            if identity.time_to_first_chunk is not None:
+                self.first_chunk.labels(*call).observe(identity.time_to_first_chunk, exemplar)
+        usage = step.usage
+        if usage is None:
+            return
+        self.token_usage.labels(*call, TokenType.INPUT.value).observe(usage.input_tokens, exemplar)
+        self.token_usage.labels(*call, TokenType.OUTPUT.value).observe(usage.output_tokens, exemplar)
+        for kind, count in zip(_TOKEN_TYPES, usage[:5], strict=True):
+            self.tokens.labels(*where, agent, model, kind).inc(count, exemplar)
+        if usage.cost_usd is None:
+            self.unpriced.labels(*where, agent, model, provider).inc(usage.tokens, exemplar)
+        else:
+            self.cost.labels(*where, agent, model, provider).inc(float(usage.cost_usd), exemplar)
+
+    def _error(self, error_type: str | None) -> str:
+        if error_type is None:
+            return ""
+        return error_type if error_type in self._error_types else OTHER
+
+
+_SERVICE = ("service_name", "deployment_environment_name")
+_TOKEN_TYPES = tuple(
+    kind.value
+    for kind in (
+        TokenType.INPUT,
+        TokenType.CACHE_READ,
+        TokenType.CACHE_WRITE,
+        TokenType.OUTPUT,
+        TokenType.REASONING,
+    )
+)
+_CLOSED = frozenset({"status", "error_type", "gen_ai_token_type", "gen_ai_operation_name"})
+
+
+def _where(service: Service) -> tuple[str, str]:
+    return service.name, service.environment or ""
+
+
+def _open_labels(labels: list[str]) -> list[int]:
+    return [0, 1, *(index + len(_SERVICE) for index, name in enumerate(labels) if name not in _CLOSED)]

@@ -1,0 +1,89 @@
+"""The pipeline's own metrics: what the spool holds, what the sink stored, what was lost and why."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+
+from prometheus_client import Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from .guard import Guard
+from .processor import ExecutionProcessor
+from .runs import OpenSpans
+from .sink import PostgresSink
+from .spool import Spool
+
+_PLACES = ("monitor", "on_end", "on_start", "sink", "spool")
+
+
+class PipelineCollector(Collector):
+    """Reads the parts at each scrape; they count for themselves and know no Prometheus."""
+
+    def __init__(
+        self,
+        processor: ExecutionProcessor,
+        spool: Spool,
+        sink: PostgresSink | None,
+        spans: OpenSpans,
+        guard: Guard,
+    ) -> None:
+        self._processor = processor
+        self._spool = spool
+        self._sink = sink
+        self._spans = spans
+        self._guard = guard
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing: a collect at registration would read parts that are not running yet."""
+        return ()
+
+    def collect(self) -> Iterable[Metric]:
+        """One family per number; every reason and place is there from the first scrape."""
+        errors = dict.fromkeys(_PLACES, 0) | self._guard.counts
+        yield _counter("spanledger_errors", "Errors of our own, caught at the door", "where", errors)
+        yield _counter("spanledger_rows_dropped", "Rows lost, by reason", "reason", self._processor.dropped)
+        rejected = dict(self._processor.rejected)
+        if self._sink is not None:
+            for reason, count in self._sink.rejected.items():
+                rejected[reason] = rejected.get(reason, 0) + count
+        yield _counter("spanledger_rows_rejected", "Rows set aside in rejected.ndjson", "reason", rejected)
+        yield CounterMetricFamily(
+            "spanledger_open_spans_evicted", "Open spans forgotten: too many never ended", self._spans.evicted
+        )
+        yield GaugeMetricFamily("spanledger_open_spans", "Spans started and not ended", len(self._spans))
+        yield from self._collect_spool()
+        if self._sink is not None:
+            yield from _collect_sink(self._sink)
+
+    def _collect_spool(self) -> Iterable[Metric]:
+        spool = self._spool
+        oldest = spool.oldest
+        yield GaugeMetricFamily("spanledger_spool_bytes", "Bytes waiting in the spool", spool.pending_bytes())
+        yield GaugeMetricFamily("spanledger_spool_capacity_bytes", "Bytes the spool may hold", spool.max_bytes)
+        yield GaugeMetricFamily("spanledger_spool_segments", "Sealed segments waiting", spool.segments)
+        yield GaugeMetricFamily(
+            "spanledger_spool_oldest_age_seconds",
+            "Age of the oldest sealed segment; 0 when none waits",
+            max(0.0, time.time() - oldest) if oldest else 0.0,
+        )
+        yield CounterMetricFamily(
+            "spanledger_spool_torn_lines", "Lines cut off by a crash, found at adoption", spool.torn_lines
+        )
+
+
+def _collect_sink(sink: PostgresSink) -> Iterable[Metric]:
+    yield _counter("spanledger_sink_rows_stored", "Rows stored in Postgres", "table", sink.stored)
+    yield _counter("spanledger_sink_rows_duplicate", "Replayed rows that were there already", "table", sink.duplicates)
+    yield CounterMetricFamily("spanledger_sink_failures", "Attempts to drain that failed", sink.failures)
+    yield GaugeMetricFamily(
+        "spanledger_sink_last_success_timestamp_seconds", "When the spool was last drained", sink.last_success
+    )
+
+
+def _counter(name: str, text: str, label: str, counts: Mapping[str, float]) -> CounterMetricFamily:
+    family = CounterMetricFamily(name, text, labels=[label])
+    for value, count in sorted(counts.items()):
+        family.add_metric([value], count)
+    return family

@@ -1,0 +1,224 @@
+"""ExecutionProcessor: the door. Every span of the process enters and leaves here, and becomes what is counted and stored."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Mapping
+from decimal import Decimal, InvalidOperation
+from typing import Any
+
+from opentelemetry.context import Context
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
+
+from . import semconv
+from .content import Content
+from .execution import UNATTRIBUTED, Execution, Identity, Service, Step
+from .guard import Guard
+from .metrics import Metrics
+from .prices import Prices
+from .runs import OpenSpan, OpenSpans
+from .spool import EXECUTIONS, STEPS, Spool, SpoolError
+from .usage import Usage, read_tokens
+
+_FUTURE = 3600 * 1_000_000_000  # ns a sender's clock may be ahead
+
+
+class ExecutionProcessor(SpanProcessor):
+    """Turns ended GenAI spans into metrics and rows, on the thread that ends them.
+
+    Args:
+        retention: How old a row may be, in seconds; older ones and those of the future are set aside.
+    """
+
+    def __init__(
+        self,
+        spool: Spool,
+        metrics: Metrics,
+        spans: OpenSpans,
+        prices: Prices,
+        content: Content,
+        guard: Guard,
+        *,
+        retention: float,
+    ) -> None:
+        self.dropped: Counter[str] = Counter(dict.fromkeys(("disk_error", "spool_closed", "spool_full", "error"), 0))
+        self.rejected: Counter[str] = Counter({"timestamp": 0})
+        self._spool = spool
+        self._metrics = metrics
+        self._spans = spans
+        self._prices = prices
+        self._content = content
+        self._guard = guard
+        self._retention = int(retention * 1e9)
+        self._service: tuple[Resource | None, Service] = (None, Service("", None, None, None, None))
+
+    def on_start(self, span: Span, parent_context: Context | None = None) -> None:
+        """Enter the span; under an execution it learns its agent's name and the caller's ids."""
+        try:
+            attributes: dict[str, Any] = span.attributes.copy()  # type: ignore[union-attr]  # a plain dict, to read fast
+            opened = self._spans.start(span.context, span.parent, attributes)
+            learned = opened.caller.missing(attributes)
+            if opened.execution is not None and opened.agent_name and semconv.AGENT_NAME not in attributes:
+                learned[semconv.AGENT_NAME] = opened.agent_name
+            if learned:
+                span.set_attributes(learned)
+            if opened.holds_execution:
+                self._metrics.started(self._service_of(span.resource), opened.agent_name or UNATTRIBUTED)
+        except Exception:
+            self._guard.report("on_start")
+
+    def on_end(self, span: ReadableSpan) -> None:
+        """Count and store the span, if it is one of GenAI."""
+        try:
+            self._end(span)
+        except Exception:
+            self.dropped["error"] += 1
+            self._guard.report("on_end")
+
+    def _end(self, span: ReadableSpan) -> None:
+        opened = self._spans.pop(span.context)
+        attributes: dict[str, Any] = span.attributes.copy()  # type: ignore[union-attr]  # a mapping proxy's: of a dict
+        operation = attributes.get(semconv.OPERATION)
+        if operation is None:
+            return
+        if opened is None:  # never started here, or evicted: it stands alone
+            opened = OpenSpan(span.context.span_id, attributes, None)
+        elif opened.holds_execution:
+            self._metrics.ended(self._service_of(span.resource), opened.agent_name or UNATTRIBUTED)
+        identity = Identity.from_span(span, attributes, opened.caller, self._service_of(span.resource), self._content)
+        if operation != semconv.INVOKE_AGENT:
+            self._end_step(identity, operation, attributes, opened)
+        if opened.holds_execution or operation == semconv.INVOKE_AGENT:
+            self._end_execution(identity, operation, attributes, opened)
+
+    def _end_step(self, identity: Identity, operation: str, attributes: dict[str, Any], opened: OpenSpan) -> None:
+        usage, late = None, False
+        provider = _text(attributes, semconv.PROVIDER) or _text(attributes, "gen_ai.system")
+        request_model = _text(attributes, semconv.REQUEST_MODEL)
+        response_model = _text(attributes, semconv.RESPONSE_MODEL)
+        if operation in semconv.INFERENCE and not opened.covered:
+            usage = read_tokens(attributes)
+            if usage is not None:
+                usage = self._priced(usage, provider, response_model or request_model, attributes, identity)
+                late = not self._spans.add_usage(opened, usage, provider, request_model or response_model)
+        self._store_step(
+            Step(
+                identity,
+                operation,
+                opened.agent_name,
+                _span_id(opened if opened.holds_execution else opened.execution),
+                _text(attributes, semconv.TOOL_NAME),
+                request_model,
+                response_model,
+                provider,
+                usage,
+                late,
+                opened.input or self._payload(attributes, semconv.INPUT_MESSAGES, semconv.TOOL_ARGUMENTS),
+                opened.output or self._payload(attributes, semconv.OUTPUT_MESSAGES, semconv.TOOL_RESULT),
+            )
+        )
+
+    def _end_execution(self, identity: Identity, operation: str, attributes: dict[str, Any], opened: OpenSpan) -> None:
+        if operation == semconv.INVOKE_AGENT:
+            self._add_own_report(identity, attributes, opened)
+        own, total, late = self._spans.end_execution(opened)
+        execution = Execution(
+            identity,
+            opened.agent_name or UNATTRIBUTED,
+            _text(attributes, semconv.AGENT_VERSION),
+            _span_id(opened.execution),
+            own,
+            total,
+            opened.model or _text(attributes, semconv.REQUEST_MODEL),
+            opened.provider or _text(attributes, semconv.PROVIDER),
+            late,
+            opened.input or self._payload(attributes, semconv.INPUT_MESSAGES),
+            opened.output or self._payload(attributes, semconv.OUTPUT_MESSAGES),
+        )
+        self._append(EXECUTIONS, execution.line(), identity)
+        self._metrics.observe_execution(execution)
+        if identity.attributes != b"{}":
+            self._metrics.observe_items(execution, attributes)
+
+    def _add_own_report(self, identity: Identity, attributes: dict[str, Any], opened: OpenSpan) -> None:
+        """Usage an agent span states beyond what its descendants reported becomes a step of its own.
+
+        Frameworks repeat their children's usage on the agent; only what no model call accounts for is added.
+        """
+        reported = read_tokens(attributes)
+        extra = reported.beyond(opened.total) if reported is not None else None
+        if extra is None:
+            return
+        provider = _text(attributes, semconv.PROVIDER) or opened.provider
+        model = _text(attributes, semconv.REQUEST_MODEL) or opened.model
+        usage = self._priced(extra, provider, model, {}, identity)
+        self._spans.add_usage(opened, usage, provider, model)
+        name, span_id = opened.agent_name, identity.span_id
+        self._store_step(
+            Step(
+                identity._replace(parent_span_id=span_id, attributes=b"{}", time_to_first_chunk=None),
+                semconv.INVOKE_AGENT,
+                *(name, span_id, None, model, None, provider, usage, False, None, None),
+            )
+        )
+
+    def _priced(
+        self,
+        usage: Usage,
+        provider: str | None,
+        model: str | None,
+        attributes: dict[str, Any],
+        identity: Identity,
+    ) -> Usage:
+        """The usage with its cost: what the sender states wins over our price table."""
+        stated = attributes.get(semconv.USAGE_COST)
+        if isinstance(stated, int | float | str):
+            try:
+                cost = Decimal(str(stated))
+                if cost.is_finite() and cost >= 0:
+                    return usage._replace(cost_usd=cost, cost_source="provider")
+            except InvalidOperation:
+                pass
+        known = self._prices.cost(provider, model, usage, identity.end_time)
+        return usage._replace(cost_usd=known, cost_source="unknown" if known is None else "local")
+
+    def _payload(self, attributes: dict[str, Any], *names: str) -> bytes | None:
+        for name in names:
+            value = attributes.get(name)
+            if value is not None:
+                return self._content.encode_json(value) if isinstance(value, str) else self._content.encode(value)
+        return None
+
+    def _store_step(self, step: Step) -> None:
+        self._append(STEPS, step.line(), step.identity)
+        self._metrics.observe_step(step)
+
+    def _append(self, table: str, line: bytes, identity: Identity) -> None:
+        age = time.time_ns() - identity.end_time
+        try:
+            if -_FUTURE <= age <= self._retention:
+                self._spool.append(table, line)
+            else:
+                self.rejected["timestamp"] += 1
+                self._spool.reject(table, line, "timestamp", f"ended {age / 1e9:.0f} s ago")
+        except SpoolError as error:
+            self.dropped[error.reason] += 1
+            self._guard.report("spool")
+
+    def _service_of(self, resource: Resource) -> Service:
+        known, service = self._service
+        if resource is not known:
+            service = Service.from_resource(resource)
+            self._service = (resource, service)
+        return service
+
+
+def _text(attributes: Mapping[str, Any], name: str) -> str | None:
+    value = attributes.get(name)
+    return None if value is None else str(value)
+
+
+def _span_id(opened: OpenSpan | None) -> str | None:
+    return None if opened is None else f"{opened.span_id:016x}"

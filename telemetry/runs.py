@@ -1,0 +1,156 @@
+"""Open spans: what is running, under which execution, and the usage it has gathered so far.
+
+Every recording span is entered at its start and leaves at its end. An entry points to the execution it belongs
+to (the nearest agent above), so usage flows to its agent however many other spans lie between, agent name and
+caller reach every child, and the tree never counts a token twice.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from opentelemetry.trace import SpanContext
+
+from . import semconv
+from .caller import NAMES as CALLER
+from .caller import Caller, bound_caller
+from .usage import NONE, Usage
+
+
+class OpenSpan:
+    """One span between its start and its end. `input` and `output` are payloads as JSON, already redacted."""
+
+    __slots__ = (
+        "agent_name",
+        "caller",
+        "covered",
+        "ended",
+        "execution",
+        "holds_execution",
+        "inference",
+        "input",
+        "model",
+        "output",
+        "own",
+        "parent",
+        "provider",
+        "run",
+        "span_id",
+        "total",
+    )
+    caller: Caller
+    holds_execution: bool
+
+    def __init__(self, span_id: int, attributes: Mapping[str, Any], parent: OpenSpan | None) -> None:
+        operation = attributes.get(semconv.OPERATION)
+        self.span_id = span_id
+        self.parent = parent
+        self.execution: OpenSpan | None = None
+        caller = Caller(*map(attributes.get, CALLER))
+        if parent is not None:
+            self.execution = parent if parent.holds_execution else parent.execution
+            caller = caller.over(parent.caller)
+        self.caller = caller.over(bound_caller())
+        self.inference = operation in semconv.INFERENCE
+        # A model call outside any agent is an execution of its own: its usage never waits for an agent to come.
+        self.holds_execution = operation == semconv.INVOKE_AGENT or (self.inference and self.execution is None)
+        name = attributes.get(semconv.AGENT_NAME)
+        if name is None and not self.holds_execution and self.execution is not None:
+            name = self.execution.agent_name
+        self.agent_name: str | None = name
+        self.own = NONE
+        self.total = NONE
+        self.model: str | None = None
+        self.provider: str | None = None
+        self.run: Any = None  # the monitor's handle on it, for `current_run`
+        self.covered = False
+        self.ended = False
+        self.input: bytes | None = None
+        self.output: bytes | None = None
+
+
+class Ended(NamedTuple):
+    """What an execution gathered: its own usage, and with its sub-agents'; late when its parent ended before."""
+
+    own: Usage
+    total: Usage
+    late: bool
+
+
+class OpenSpans:
+    """The open spans of this process, and the executions that ended lately.
+
+    Bounded: beyond `limit` the oldest open span is forgotten and counted in `evicted`; it was never ended.
+    """
+
+    def __init__(self, limit: int = 100_000, remembered: int = 4096) -> None:
+        self.limit = limit
+        self.remembered = remembered
+        self.evicted = 0
+        self._open: dict[tuple[int, int], OpenSpan] = {}
+        self._ended: dict[tuple[int, int], OpenSpan] = {}
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def start(self, context: SpanContext, parent: SpanContext | None, attributes: Mapping[str, Any]) -> OpenSpan:
+        """Enter a span."""
+        above = None
+        if parent is not None:
+            key = (parent.trace_id, parent.span_id)
+            above = self._open.get(key) or self._ended.get(key)
+        opened = OpenSpan(context.span_id, attributes, above)
+        if len(self._open) >= self.limit:
+            self.evicted += self._forget(self._open)
+        self._open[context.trace_id, context.span_id] = opened
+        return opened
+
+    def get(self, context: SpanContext) -> OpenSpan | None:
+        """The entry of an open span."""
+        return self._open.get((context.trace_id, context.span_id))
+
+    def pop(self, context: SpanContext) -> OpenSpan | None:
+        """Take out a span that ends. Executions are remembered for a while, for children that start later."""
+        key = (context.trace_id, context.span_id)
+        opened = self._open.pop(key, None)
+        if opened is not None and opened.holds_execution:
+            self._ended[key] = opened
+            if len(self._ended) > self.remembered:
+                self._forget(self._ended)
+        return opened
+
+    def add_usage(self, opened: OpenSpan, usage: Usage, provider: str | None, model: str | None) -> bool:
+        """Give the usage of a model call to its execution; False when that has ended already (late)."""
+        holder = opened if opened.holds_execution else opened.execution
+        step = opened.parent
+        with self._lock:
+            while step is not None and step is not holder:  # wrappers above repeat what this call reported
+                step.covered = True
+                step = step.parent
+            if holder is None or holder.ended:
+                return False
+            if holder is not opened:
+                holder.covered = True
+            holder.own = holder.own.plus(usage)
+            holder.total = holder.total.plus(usage)
+            holder.model = model or holder.model
+            holder.provider = provider or holder.provider
+            return True
+
+    def end_execution(self, opened: OpenSpan) -> Ended:
+        """Close an execution's books and pass its total on to the execution above."""
+        with self._lock:
+            opened.ended = True
+            above = opened.execution
+            late = above is not None and above.ended
+            if above is not None and not late:
+                above.total = above.total.plus(opened.total)
+            return Ended(opened.own, opened.total, late)
+
+    def _forget(self, spans: dict[tuple[int, int], OpenSpan]) -> bool:
+        """Drop the oldest entry."""
+        with self._lock:
+            return spans.pop(next(iter(spans)), None) is not None

@@ -1,0 +1,172 @@
+"""Scope: a span as a `with` block that can never hurt what runs inside it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import traceback
+from contextvars import Token
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+from opentelemetry import context as otel_context
+from opentelemetry.context import Context
+from opentelemetry.trace import Span, SpanKind, StatusCode, Tracer, set_span_in_context
+
+from . import semconv
+from .content import Content
+from .guard import Guard
+from .runs import OpenSpan, OpenSpans
+from .semconv import Status
+
+_CANCELLATIONS = (asyncio.CancelledError, GeneratorExit, KeyboardInterrupt)
+
+
+class Runtime(NamedTuple):
+    """What a configured process gives its monitors.
+
+    `unsampled` records spans the host's sampler drops: they are counted and stored, never exported.
+    """
+
+    tracer: Tracer
+    unsampled: Tracer
+    spans: OpenSpans
+    content: Content
+    capture_content: bool
+    guard: Guard
+
+
+class Current:
+    """Makes a context the current one for a `with` block.
+
+    Leaving from another task than the one that entered (a stream's finaliser) is silent; OpenTelemetry's own
+    `detach` logs an error there.
+    """
+
+    __slots__ = ("_context", "_token")
+
+    def __init__(self, context: Context | None) -> None:
+        self._context = context
+        self._token: Token[Context] | None = None
+
+    def __enter__(self) -> None:
+        if self._context is not None:
+            self._token = otel_context.attach(self._context)
+
+    def __exit__(self, *_: object) -> None:
+        if self._token is not None:
+            try:
+                self._token.var.reset(self._token)
+            except ValueError:
+                pass
+
+
+class Scope:
+    """An open span. Exceptions pass through unchanged; errors of our own are counted and stay inside."""
+
+    def __init__(self, runtime: Runtime | None, name: str, kind: SpanKind, attributes: dict[str, Any]) -> None:
+        self._runtime = runtime
+        self._name = name
+        self._kind = kind
+        self._attributes = attributes
+        self._within: Context | None = None
+        self._span: Span | None = None
+        self._context: Context | None = None
+        self._opened: OpenSpan | None = None
+        self._started = 0
+        self._chunked = False
+
+    @property
+    def trace_id(self) -> str:
+        """32 hex digits; zeros when nothing is configured."""
+        return f"{self._span.get_span_context().trace_id:032x}" if self._span else "0" * 32
+
+    @property
+    def span_id(self) -> str:
+        """16 hex digits; zeros when nothing is configured."""
+        return f"{self._span.get_span_context().span_id:016x}" if self._span else "0" * 16
+
+    def set_attribute(self, name: str, value: Any) -> None:
+        """Set a span attribute; those without a column of their own are stored in `attributes`."""
+        if self._span is not None:
+            self._span.set_attribute(name, value)
+
+    def first_chunk(self) -> None:
+        """Note that the first chunk of a stream is there; later calls change nothing."""
+        if self._span is not None and not self._chunked:
+            self._chunked = True
+            self._span.set_attribute(semconv.TIME_TO_FIRST_CHUNK, (time.time_ns() - self._started) / 1e9)
+
+    def within(self, context: Context | None) -> None:
+        """Start under this context instead of the current one."""
+        self._within = context
+
+    def current(self) -> Current:
+        """A `with` block in which the span is the current one."""
+        return Current(self._context)
+
+    def __enter__(self) -> Self:
+        self.open()
+        self._current = self.current()
+        self._current.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._current.__exit__(kind, error, trace)
+        self.close(error)
+
+    def open(self) -> None:
+        """Start the span, without making it the current one."""
+        runtime = self._runtime
+        if runtime is None:
+            return
+        try:
+            self._started = time.time_ns()
+            arguments = (self._name, self._within, self._kind, self._attributes, (), self._started)
+            span = runtime.tracer.start_span(*arguments)
+            if not span.is_recording():
+                span = runtime.unsampled.start_span(*arguments)
+            self._span = span
+            self._context = set_span_in_context(span, self._within)
+            self._opened = runtime.spans.get(span.get_span_context())
+            self._begin(runtime)
+        except Exception:
+            runtime.guard.report("monitor")
+
+    def close(self, error: BaseException | None = None) -> None:
+        """End the span; `error` is what ended the block."""
+        runtime, span = self._runtime, self._span
+        if runtime is None or span is None:
+            return
+        try:
+            self._finish(runtime, span)
+            if error is not None:
+                self._fail(runtime, span, error)
+        except Exception:
+            runtime.guard.report("monitor")
+        span.end()
+
+    def _begin(self, runtime: Runtime) -> None:
+        """What is to be noted once the span has started."""
+
+    def _finish(self, runtime: Runtime, span: Span) -> None:
+        """What is to be noted before the span ends."""
+
+    def _fail(self, runtime: Runtime, span: Span, error: BaseException) -> None:
+        if isinstance(error, _CANCELLATIONS):
+            span.set_attribute(semconv.STATUS, Status.CANCELLED.value)
+            return
+        redact = runtime.content.text
+        name = type(error).__qualname__
+        message = redact(str(error)) or name
+        span.set_attribute(semconv.ERROR_TYPE, name)
+        span.set_status(StatusCode.ERROR, message)
+        stack = redact("".join(traceback.format_exception(error)))
+        span.add_event(
+            "exception",
+            {"exception.type": name, "exception.message": message, "exception.stacktrace": stack},
+        )
+        if isinstance(error, TimeoutError):
+            span.set_attribute(semconv.STATUS, Status.TIMEOUT.value)

@@ -1,0 +1,149 @@
+"""Real Postgres servers for the tests: one embedded (and, where a test asks, one Postgres 15) per worker."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from sqlalchemy import URL, make_url
+
+from app.database import Database
+from app.embedded import EmbeddedPostgres
+from tests.components import component
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@contextmanager
+def reachable_directory(parent: Path | None = None) -> Iterator[Path]:
+    """A temporary directory that the database's own user may pass: as root, pytest's are closed to it."""
+    directory = Path(tempfile.mkdtemp(prefix="spanledger-test-", dir=parent))
+    directory.chmod(0o711)
+    try:
+        yield directory
+    finally:
+        shutil.rmtree(directory)
+
+
+@pytest.fixture
+def data_dir() -> Iterator[Path]:
+    """A path for SPANLEDGER_DATA_DIR, not made yet, where an embedded server can run also as root."""
+    with reachable_directory(memory_disk()) as directory:
+        yield directory / "data"
+
+
+def memory_disk() -> Path | None:
+    """Where a database is made ten times as fast as on a disk, if there is room for many."""
+    shm = Path("/dev/shm")
+    return shm if os.access(shm, os.W_OK) and shutil.disk_usage(shm).free > 2 << 30 else None
+
+
+class Server:
+    """A running Postgres that hands out migrated, empty databases: copies of one template."""
+
+    def __init__(self, superuser_url: str) -> None:
+        self.url = make_url(superuser_url)
+        self._numbers = count()
+        # These databases live for seconds: nothing of them has to survive a power cut.
+        self.execute("ALTER SYSTEM SET fsync = off")
+        self.execute("SELECT pg_reload_conf()")
+        self.execute("CREATE DATABASE migrated")
+        with self._opened("migrated") as database:
+            database.migrate()
+
+    def execute(self, statement: str, name: str = "postgres") -> None:
+        """Run one statement as superuser in the database `name`."""
+        with psycopg.connect(**self.connect_arguments(name), autocommit=True) as connection:
+            connection.execute(statement.encode())
+
+    def connect_arguments(self, name: str) -> dict[str, Any]:
+        """How psycopg connects to the database `name` as superuser."""
+        return {"user": self.url.username, "dbname": name, **self.url.query}
+
+    @contextmanager
+    def database(self, template: str = "migrated") -> Iterator[Database]:
+        """A database of its own, dropped afterwards."""
+        name = f"test_{next(self._numbers)}"
+        self.execute(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY file_copy")
+        try:
+            with self._opened(name) as database:
+                yield database
+        finally:
+            self.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+    @contextmanager
+    def _opened(self, name: str) -> Iterator[Database]:
+        url: URL = self.url.set(database=name)
+        database = Database(url.render_as_string(hide_password=False))
+        try:
+            yield database
+        finally:
+            database.dispose()
+
+
+@pytest.fixture(scope="session")
+def embedded_server() -> Iterator[Server]:
+    with reachable_directory(memory_disk()) as directory:
+        postgres = EmbeddedPostgres(directory)
+        url = postgres.start()
+        try:
+            yield Server(url)
+        finally:
+            postgres.stop()
+
+
+@pytest.fixture(scope="session")
+def postgres15_server() -> Iterator[Server]:
+    """The system's Postgres 15, in a directory and with a socket of its own."""
+    binaries = component("postgres15")
+    account = pwd.getpwnam("postgres") if os.geteuid() == 0 else pwd.getpwuid(os.geteuid())
+    with reachable_directory(memory_disk()) as directory:
+        as_server_user: dict[str, Any] = {}
+        if os.geteuid() == 0:
+            os.chown(directory, account.pw_uid, account.pw_gid)
+            as_server_user = {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}
+
+        def run(program: str, *arguments: str) -> None:
+            command = [binaries / program, "-D", directory / "data", *arguments]
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=directory, **as_server_user)
+
+        run("initdb", "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync")
+        settings = f"-c listen_addresses='' -c unix_socket_directories={directory} -c unix_socket_permissions=0700"
+        run("pg_ctl", "start", "-w", "-l", str(directory / "log"), "-o", settings)
+        try:
+            yield Server(f"postgresql+psycopg://postgres@/postgres?host={directory}")
+        finally:
+            run("pg_ctl", "stop", "-w", "-m", "immediate")
+
+
+@pytest.fixture(scope="session")
+def postgres_url(embedded_server: Server) -> str:
+    """The superuser's URL of the embedded server."""
+    return embedded_server.url.render_as_string(hide_password=False)
+
+
+@pytest.fixture
+def server(request: pytest.FixtureRequest) -> Server:
+    """The embedded server; parametrised indirectly with "embedded" and "postgres15", each of the two."""
+    found: Server = request.getfixturevalue(f"{getattr(request, 'param', 'embedded')}_server")
+    return found
+
+
+@pytest.fixture
+def database(server: Server) -> Iterator[Database]:
+    """A migrated, empty database of the test's own."""
+    with server.database() as database:
+        yield database
