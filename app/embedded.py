@@ -202,12 +202,14 @@ class EmbeddedPostgres:
         raise EmbeddedPostgresError(f"Postgres was not ready within {START_TIMEOUT:.0f} s, see {self.log}")
 
     def _pg_ctl_start(self, binaries: Path, deadline: float) -> None:
-        postmaster.forget_stale(self.pgdata)
         with suppress(FileNotFoundError):
             if self.log.stat().st_size > LOG_MAX:
                 self.log.replace(self.log.with_suffix(".1"))
         already_logged = self.log.stat().st_size if self.log.exists() else 0
-        options = {**SERVER_OPTIONS, "unix_socket_directories": self._socket_dir()}
+        socket_dir = self._socket_dir()
+        socket_lock = Path(socket_dir, f".s.PGSQL.{PORT}.lock")
+        postmaster.forget_stale(self.pgdata, self.pgdata / "postmaster.pid", socket_lock)
+        options = {**SERVER_OPTIONS, "unix_socket_directories": socket_dir}
         settings = " ".join(f"-c {name}={shlex.quote(str(value))}" for name, value in options.items())
         start = ["start", "-D", str(self.pgdata), "-l", str(self.log), "-o", settings]
         wait = ["-w", "-t", str(max(1, int(deadline - time.monotonic())))]

@@ -42,7 +42,7 @@ _TOTALS = {
     "avg_execution_time_ms": 2500.0,
     "total_tokens_used": 1500,
     "cost_usd": 0.0051,
-    "unpriced_tokens": 0,
+    "cost_complete": True,
 }
 _AGENT = {
     "count": 5,
@@ -62,13 +62,14 @@ _SHARED = {
     )
 } | {
     "parent_span_id": "00f067aa0ba902b7",
+    "late": False,
     "started_at": "2026-11-23T13:58:02.249500Z",
     "service_namespace": None,
     "service_version": "0.1.0",
     "instance_id": "host-1",
     "time_to_first_chunk_ms": 310.25,
     "provider": "openai",
-    "cost_source": "genai-prices",
+    "cost_source": "local",
     "attributes": {"spanledger.items.cards": 0},
     "input_data": SUMMARY["input_data"],
     "output_data": None,
@@ -93,7 +94,6 @@ _STEP = _SHARED | {
     "span_id": "53995c3f42cd8ad8",
     "parent_span_id": "b7ad6b7169203331",
     "agent_span_id": "b7ad6b7169203331",
-    "late": False,
     "operation": "chat",
     "agent_name": "flashcard_generation",
     "duration_ms": 119990.0,

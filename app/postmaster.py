@@ -29,19 +29,19 @@ def running(pgdata: Path) -> Postmaster | None:
     return Postmaster(pid, socket_dir=lines[4], status=lines[7].strip())
 
 
-def forget_stale(pgdata: Path) -> None:
-    """Remove a postmaster.pid whose number now belongs to another process.
+def forget_stale(pgdata: Path, *lock_files: Path) -> None:
+    """Remove those lock files whose number now belongs to another process, or to a zombie.
 
     Postgres copes with a dead pid by itself, but takes any live process of that number for a server. It still
     refuses to start while backends of a killed server are attached to the shared memory of this directory.
     """
-    pid_file = pgdata / "postmaster.pid"
-    try:
-        pid = int(pid_file.read_text().split()[0])
-    except (FileNotFoundError, IndexError, ValueError):
-        return
-    if alive(pid) and running(pgdata) is None:
-        pid_file.unlink(missing_ok=True)
+    for lock_file in lock_files:
+        try:
+            pid = int(lock_file.read_text().split()[0])
+        except (FileNotFoundError, IndexError, ValueError):
+            continue
+        if alive(pid) and str(pgdata) not in command_line(pid):
+            lock_file.unlink(missing_ok=True)
 
 
 def alive(pid: int) -> bool:

@@ -92,12 +92,12 @@ def user_activity(connection: Connection, user_id: str, since: datetime, limit: 
 
 
 def executions(connection: Connection, filters: ExecutionFilters, since: datetime) -> Page:
-    """A page of whole executions, newest first; `since` holds where `filters` has no beginning.
+    """A page of whole executions, newest first; `from` of `filters` may be later than `since`, not earlier.
 
     Raises:
         Problem: 400, the cursor is not one for these filters.
     """
-    query = _whole(agent_executions).where(_runs.created_at >= (filters.from_ or since))
+    query = _whole(agent_executions).where(_runs.created_at >= max(filters.from_ or since, since))
     if filters.to is not None:
         query = query.where(_runs.created_at < filters.to)
     if filters.agent:
@@ -181,7 +181,10 @@ def _groups(connection: Connection, since: datetime, user_id: str | None = None)
             func.sum(_runs.tokens_used).label("tokens_used"),
             func.sum(_runs.tokens_total).label("tokens_total"),
             func.sum(_runs.cost_usd).label("cost_usd"),
-            func.coalesce(func.sum(_runs.tokens_used).filter(_runs.cost_usd.is_(None)), 0).label("unpriced"),
+            func.bool_or(
+                func.coalesce(_runs.cost_source.in_(("unknown", "partial")), False)
+                | (_runs.cost_usd.is_(None) & (_runs.tokens_used > 0))
+            ).label("cost_unknown"),
         )
         .where(_runs.created_at >= since)
         .group_by(_runs.agent_name, _runs.is_root, _runs.status)
@@ -203,7 +206,7 @@ def _totals(groups: Sequence[Record]) -> Record:
         "avg_execution_time_ms": outcome["avg_time_ms"],
         "total_tokens_used": _sum(groups, "tokens_used"),
         "cost_usd": _cost(groups),
-        "unpriced_tokens": _sum(groups, "unpriced"),
+        "cost_complete": not any(group["cost_unknown"] for group in groups),
     }
 
 

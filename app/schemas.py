@@ -55,9 +55,9 @@ class ExecutionFilters(BaseModel):
     status: Annotated[list[Status], BeforeValidator(_split)] = Field(
         default=[], description="Again, or separated by commas, for several.", examples=[["failure", "timeout"]]
     )
-    user_id: Text | None = None
-    session_id: Text | None = None
-    request_id: Text | None = None
+    user_id: Text | None = Field(default=None, description="Exactly as the agents were given it.")
+    session_id: Text | None = Field(default=None, description="Has no index: give `from` and `to` with it.")
+    request_id: Text | None = Field(default=None, description="Has no index: give `from` and `to` with it.")
     trace_id: TraceId | None = Field(default=None, description="32 hex digits, upper or lower case.")
     from_: Time | None = Field(
         default=None,
@@ -105,7 +105,7 @@ class Totals(BaseModel):
     avg_execution_time_ms: float | None = Field(description="Mean of the total_requests; null without any.")
     total_tokens_used: int = Field(description="Own tokens of all executions of every status.")
     cost_usd: float | None = Field(description="Own cost of all executions as far as known; null when none is.")
-    unpriced_tokens: int = Field(description="Of total_tokens_used, those of executions whose cost is not known.")
+    cost_complete: bool = Field(description="Every price was known; else the cost was more than cost_usd.")
 
 
 class Metrics(Totals):
@@ -171,6 +171,7 @@ class Identity(BaseModel):
     parent_span_id: str | None
     started_at: datetime
     created_at: datetime = Field(description="When it ended.")
+    late: bool = Field(description="It ended after the execution above it; totals are settled afterwards.")
     status: Status
     user_id: str | None
     session_id: str | None
@@ -213,8 +214,7 @@ class Execution(Identity):
 class Step(Identity):
     """A row of `execution_steps`, whole: a model call, a tool call or a retrieval."""
 
-    agent_span_id: str | None
-    late: bool
+    agent_span_id: str | None = Field(description="The execution it belongs to.")
     operation: str
     agent_name: str | None
     duration_ms: float

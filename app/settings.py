@@ -133,75 +133,73 @@ class Settings(BaseSettings):
         hide_input_in_errors=True,
     )
 
-    host: str = Field("127.0.0.1", description="Address to listen on. Other than loopback needs API_TOKEN.")
-    port: int = Field(8000, ge=1, le=65535, description="TCP port to listen on.")
+    host: str = Field(default="127.0.0.1", description="Address to listen on. Other than loopback needs API_TOKEN.")
+    port: int = Field(default=8000, ge=1, le=65535, description="TCP port to listen on.")
     admin_token: Annotated[tuple[Token, ...], NoDecode, _split(",")] = Field(
-        (),
+        default=(),
         description="Tokens for /api/admin, separated by commas (several while one is replaced), each of at "
         "least 16 characters. Unset: one is made at first start and kept in the data directory.",
     )
     api_token: Token | None = Field(
-        None, description="Bearer token for /api/ai, at least 16 characters. Unset: open, on loopback only."
+        default=None, description="Bearer token for /api/ai, at least 16 characters. Unset: open, on loopback only."
     )
     database_url: Annotated[SecretStr, AfterValidator(_postgres)] | None = Field(
-        None, description="URL of a Postgres 15 or newer. Unset: an embedded server in the data directory."
+        default=None, description="URL of a Postgres 15 or newer. Unset: an embedded server in the data directory."
     )
     spanledger_data_dir: Annotated[Path, AfterValidator(_absolute)] = Field(
         default_factory=default_data_dir,
         description="Holds the embedded database, the spool and the admin token; one service at a time.",
     )
     openai_api_key: SecretStr | None = Field(
-        None, description="Key of an OpenAI-compatible server. Unset: the built-in local engine answers."
+        default=None, description="Key of an OpenAI-compatible server. Unset: the built-in local engine answers."
     )
-    openai_base_url: Url | None = Field(
-        None, description="URL of an OpenAI-compatible server. Unset: OpenAI."
-    )
-    openai_model: str = Field("gpt-4o-mini", description="Model the agents ask for.")
-    otel_service_name: str = Field("spanledger", description="`service.name` of spans, metrics and rows.")
+    openai_base_url: Url | None = Field(default=None, description="URL of an OpenAI-compatible server. Unset: OpenAI.")
+    openai_model: str = Field(default="gpt-4o-mini", description="Model the agents ask for.")
+    otel_service_name: str = Field(default="spanledger", description="`service.name` of spans, metrics and rows.")
     otel_resource_attributes: Pairs = Field(
-        {},
+        default={},
         description="Further resource attributes, `key=value,key=value`; "
         "`deployment.environment.name` and `service.namespace` become columns and labels.",
     )
     otel_exporter_otlp_endpoint: Url | None = Field(
-        None, description="Trace backend, OTLP over HTTP, without `/v1/traces`. Unset: no export."
+        default=None, description="Trace backend, OTLP over HTTP, without `/v1/traces`. Unset: no export."
     )
     otel_exporter_otlp_headers: Annotated[SecretStr, AfterValidator(_secret_pairs)] | None = Field(
-        None, description="Headers for the trace backend, `key=value,key=value`, such as its key."
+        default=None, description="Headers for the trace backend, `key=value,key=value`, such as its key."
     )
     otel_traces_sampler: Annotated[Sampler, BeforeValidator(_lower)] = Field(
-        "parentbased_always_on",
+        default="parentbased_always_on",
         description="Which traces go to the trace backend. What is counted and stored is never sampled.",
     )
     otel_traces_sampler_arg: float = Field(
-        1.0, ge=0, le=1, description="Share of traces for the samplers named `traceidratio`."
+        default=1.0, ge=0, le=1, description="Share of traces for the samplers named `traceidratio`."
     )
     otel_instrumentation_genai_capture_message_content: Annotated[Capture, BeforeValidator(_lower)] = Field(
-        "no_content",
+        default="no_content",
         description="`span_only`, `span_and_event` or `true` put inputs and outputs on exported spans.",
     )
     spool_max_bytes: int = Field(
-        1 << 30,
+        default=1 << 30,
         ge=1 << 20,
         description="Most bytes waiting for Postgres on disk; the newest beyond are dropped.",
     )
     payload_max_bytes: int = Field(
-        8192, ge=0, le=1 << 20, description="Longest input and longest output kept of one run, in bytes each."
+        default=8192, ge=0, le=1 << 20, description="Longest input and longest output kept of one run, in bytes each."
     )
     redact_patterns: Annotated[tuple[str, ...], NoDecode, _split(";"), AfterValidator(_patterns)] = Field(
-        (), description="Regular expressions, separated by semicolons, whose matches are redacted as well."
+        default=(), description="Regular expressions, separated by semicolons, whose matches are redacted as well."
     )
     retention_days: int = Field(
-        35, ge=1, le=3650, description="Days a row counts; older ones are neither shown nor taken in."
+        default=35, ge=1, le=3650, description="Days a row counts; older ones are neither shown nor taken in."
     )
     agent_timeout_seconds: float = Field(
-        120.0, gt=0, le=3600, description="Longest run of one agent, in seconds; then it is a `timeout`."
+        default=120.0, gt=0, le=3600, description="Longest run of one agent, in seconds; then it is a `timeout`."
     )
     max_body_bytes: int = Field(
-        1 << 20, ge=1024, le=64 << 20, description="Largest request body, in bytes; 413 beyond."
+        default=1 << 20, ge=1024, le=64 << 20, description="Largest request body, in bytes; 413 beyond."
     )
     log_level: Annotated[LogLevel, BeforeValidator(_lower)] = Field(
-        "info", description="Least severe log lines written to stderr."
+        default="info", description="Least severe log lines written to stderr."
     )
 
     @model_validator(mode="after")

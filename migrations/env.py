@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import cast
 
 from alembic import context
-from sqlalchemy import Connection, create_engine, text
+from sqlalchemy import Connection, NullPool, create_engine, text
 
 # Our own name, so that Spanledger can share a database with another application that uses Alembic.
 VERSION_TABLE = "spanledger_alembic_version"
@@ -23,5 +23,6 @@ given = cast("Connection | None", context.config.attributes.get("connection"))
 if given is not None:
     run(given)
 else:
-    with create_engine(context.get_x_argument(as_dictionary=True)["url"]).connect() as connection:
+    engine = create_engine(context.get_x_argument(as_dictionary=True)["url"], poolclass=NullPool)
+    with engine.connect() as connection:
         run(connection)

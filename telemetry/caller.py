@@ -27,9 +27,12 @@ class Caller(NamedTuple):
 
     def missing(self, attributes: Mapping[str, object]) -> dict[str, str]:
         """The ids that these span attributes do not carry yet, as attributes."""
-        return {
-            name: value for name, value in zip(NAMES, self, strict=True) if value is not None and name not in attributes
-        }
+        missing = {}
+        if self is not NOBODY:
+            for name, value in zip(NAMES, self, strict=True):
+                if value is not None and name not in attributes:
+                    missing[name] = value
+        return missing
 
 
 NAMES = (semconv.USER_ID, semconv.SESSION_ID, semconv.REQUEST_ID)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 import uuid
 from collections.abc import Callable, Iterable
 from datetime import timedelta
@@ -15,10 +16,10 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
 from opentelemetry.sdk.trace.sampling import (
     ALWAYS_OFF,
+    ALWAYS_ON,
     DEFAULT_ON,
     AlwaysRecordSampler,
     Sampler,
-    StaticSampler,
 )
 from prometheus_client import REGISTRY, CollectorRegistry
 
@@ -84,11 +85,13 @@ class Telemetry:
         return self.sink.drain(timeout)
 
     def shutdown(self, timeout: float = 10.0) -> bool:
-        """Export the last spans, drain, stop the threads; False when rows are left on disk for the next start."""
+        """Drain, stop the threads, export the last spans; False when rows are left on disk for the next start."""
         install(None)
-        self.tracer_provider.force_flush(int(timeout * 1000))
+        deadline = time.monotonic() + timeout
         drained = self.sink.stop(timeout) if self.sink is not None else True
         self.spool.close()
+        # Rows first: a batch processor's flush knows no deadline (opentelemetry-python#4568).
+        self.tracer_provider.force_flush(max(1, int((deadline - time.monotonic()) * 1000)))
         return drained
 
 
@@ -138,7 +141,10 @@ def configure(
     processor = ExecutionProcessor(spool, metrics, spans, prices, content, guard, retention=retention.total_seconds())
     provider = _attach(processor, tracer_provider, resource, sampler, span_exporter)
     unsampled = TracerProvider(
-        sampler=AlwaysRecordSampler(ALWAYS_OFF), resource=provider.resource, shutdown_on_exit=False
+        sampler=AlwaysRecordSampler(ALWAYS_OFF),
+        resource=provider.resource,
+        shutdown_on_exit=False,
+        id_generator=provider.id_generator,
     )
     unsampled.add_span_processor(processor)
     sink = None
@@ -163,7 +169,7 @@ def _attach(
     """The host's provider with our processor added, or one of our own."""
     existing = provider if provider is not None else trace.get_tracer_provider()
     if isinstance(existing, TracerProvider):
-        if not isinstance(existing.sampler, AlwaysRecordSampler | StaticSampler):
+        if existing.sampler is not ALWAYS_ON and not isinstance(existing.sampler, AlwaysRecordSampler):
             _logger.warning(
                 "the host's sampler %s may drop spans of instrumented libraries before they are counted; "
                 "wrap it in opentelemetry.sdk.trace.sampling.AlwaysRecordSampler",

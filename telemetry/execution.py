@@ -13,11 +13,15 @@ from opentelemetry.trace import StatusCode
 from . import copytext, semconv
 from .caller import Caller
 from .content import Content
-from .copytext import number, text, timestamp
+from .copytext import NULL, number, text, timestamp
 from .semconv import Status
 from .usage import NONE, Usage
 
 UNATTRIBUTED = "_unattributed"
+_NO_TOKENS = "\t".join(["0"] * 6)
+_NO_COST = "\t".join([NULL] * 3)
+_NO_USAGE = "\t".join([NULL] * 7)
+_NO_ERROR = f"{NULL}\t{NULL}"
 _TIMEOUTS = frozenset(
     {"timeout", "deadline_exceeded", "DeadlineExceeded", "APITimeoutError", "ReadTimeout", "ConnectTimeout"}
     | {"WriteTimeout", "PoolTimeout", "TimeoutException"}
@@ -45,10 +49,15 @@ class Service:
     environment: str | None
     instance_id: str | None
     columns: str = field(init=False, repr=False, compare=False)
+    _hash: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         values = (self.name, self.namespace, self.version, self.environment, self.instance_id)
         object.__setattr__(self, "columns", "\t".join(map(text, values)))
+        object.__setattr__(self, "_hash", hash(values))
+
+    def __hash__(self) -> int:
+        return self._hash  # a key of every look-up of a metric
 
     @classmethod
     def from_resource(cls, resource: Resource) -> Service:
@@ -72,7 +81,7 @@ class Identity(NamedTuple):
     parent_span_id: str | None
     start_time: int
     end_time: int
-    status: Status
+    status: str  # a Status
     error_type: str | None
     error_message: str | None
     time_to_first_chunk: float | None
@@ -96,7 +105,7 @@ class Identity(NamedTuple):
     ) -> Identity:
         context, parent = span.context, span.parent
         status, error_type, error_message = _outcome(span, attributes)
-        rest = {name: attributes[name] for name in attributes.keys() - _COLUMNS}
+        rest = {name: attributes[name] for name in attributes if name not in _COLUMNS}
         first_chunk = attributes.get(semconv.TIME_TO_FIRST_CHUNK)
         return cls(
             f"{context.trace_id:032x}",
@@ -113,10 +122,21 @@ class Identity(NamedTuple):
             content.encode(rest) or b"{}" if rest else b"{}",
         )
 
-    def columns(self) -> tuple[str, ...]:
+    def request_columns(self) -> str:
         """Request and service columns, which stand together in both tables."""
         user_id, session_id, request_id = self.caller
-        return text(user_id), text(session_id), text(request_id), self.service.columns
+        return f"{text(user_id)}\t{text(session_id)}\t{text(request_id)}\t{self.service.columns}"
+
+    def timing_columns(self) -> str:
+        """Duration and time to first chunk, in ms; the duration to the nanosecond, as the span has it."""
+        whole, rest = divmod(self.end_time - self.start_time, 1_000_000)
+        first = self.time_to_first_chunk
+        return f"{whole}.{rest:06d}\t{NULL if first is None else round(first * 1e3, 3)}"
+
+    def error_columns(self) -> str:
+        if self.error_type is None and self.error_message is None:
+            return _NO_ERROR
+        return f"{text(self.error_type)}\t{text(self.error_message)}"
 
 
 class Execution(NamedTuple):
@@ -141,33 +161,30 @@ class Execution(NamedTuple):
 
     def line(self) -> bytes:
         """The row as COPY text, columns in the order of `EXECUTION_COLUMNS`."""
-        identity, own = self.identity, self.own
-        first_chunk = identity.time_to_first_chunk
+        identity, own, total = self.identity, self.own, self.total
         return copytext.line(
             (
                 "t" if self.late else "f",
                 identity.trace_id,
                 identity.span_id,
-                identity.parent_span_id or copytext.NULL,
-                self.parent_agent_span_id or copytext.NULL,
+                identity.parent_span_id or NULL,
+                self.parent_agent_span_id or NULL,
                 timestamp(identity.start_time),
                 timestamp(identity.end_time),
-                "t" if self.is_root else "f",
+                "f" if self.parent_agent_span_id else "t",
                 identity.status,
                 text(self.agent_name),
                 text(self.agent_version),
-                *identity.columns(),
-                str((identity.end_time - identity.start_time) / 1e6),
-                copytext.NULL if first_chunk is None else str(round(first_chunk * 1e3, 3)),
-                _tokens(own),
-                str(self.total.tokens),
+                identity.request_columns(),
+                identity.timing_columns(),
+                _NO_TOKENS if own is NONE else "\t".join(map(str, (own.tokens, *own[:5]))),
+                str(total.tokens),
                 text(self.model),
                 text(self.provider),
-                number(own.cost_usd),
-                number(self.total.cost_usd),
-                self.total.cost_source or copytext.NULL,
-                text(identity.error_type),
-                text(identity.error_message),
+                _NO_COST
+                if total is NONE
+                else f"{number(own.cost_usd)}\t{number(total.cost_usd)}\t{total.cost_source or NULL}",
+                identity.error_columns(),
             ),
             (identity.attributes, self.input, self.output),
         )
@@ -192,32 +209,28 @@ class Step(NamedTuple):
     def line(self) -> bytes:
         """The row as COPY text, columns in the order of `STEP_COLUMNS`."""
         identity, usage = self.identity, self.usage
-        first_chunk = identity.time_to_first_chunk
-        tokens = (copytext.NULL,) * 5 if usage is None else tuple(map(str, usage[:5]))
         return copytext.line(
             (
                 "t" if self.late else "f",
                 identity.trace_id,
                 identity.span_id,
-                identity.parent_span_id or copytext.NULL,
-                self.agent_span_id or copytext.NULL,
+                identity.parent_span_id or NULL,
+                self.agent_span_id or NULL,
                 timestamp(identity.start_time),
                 timestamp(identity.end_time),
                 text(self.operation),
                 identity.status,
                 text(self.agent_name),
-                *identity.columns(),
-                str((identity.end_time - identity.start_time) / 1e6),
-                copytext.NULL if first_chunk is None else str(round(first_chunk * 1e3, 3)),
+                identity.request_columns(),
+                identity.timing_columns(),
                 text(self.tool_name),
                 text(self.request_model),
                 text(self.response_model),
                 text(self.provider),
-                *tokens,
-                number(usage.cost_usd if usage else None),
-                text(usage.cost_source if usage else None),
-                text(identity.error_type),
-                text(identity.error_message),
+                _NO_USAGE
+                if usage is None
+                else "\t".join((*map(str, usage[:5]), number(usage.cost_usd), usage.cost_source or NULL)),
+                identity.error_columns(),
             ),
             (identity.attributes, self.input, self.output),
         )
@@ -249,19 +262,13 @@ STEP_COLUMNS = (
 )
 
 
-def _tokens(own: Usage) -> str:
-    if own is NONE:
-        return "0\t0\t0\t0\t0\t0"
-    return "\t".join(map(str, (own.tokens, *own[:5])))
-
-
-def _outcome(span: ReadableSpan, attributes: Mapping[str, Any]) -> tuple[Status, str | None, str | None]:
+def _outcome(span: ReadableSpan, attributes: Mapping[str, Any]) -> tuple[str, str | None, str | None]:
     """Status, error type and message. Our own spans say `cancelled` by attribute: it is no error."""
     stated = attributes.get(semconv.STATUS)
     error_type = attributes.get(semconv.ERROR_TYPE)
     failed = span.status.status_code is StatusCode.ERROR or error_type is not None
     if not failed:
-        return (Status(stated) if stated in _STATUSES else Status.SUCCESS), None, None
+        return _STATUSES.get(stated, _SUCCESS), None, None
     message = span.status.description
     for event in span.events if error_type is None or message is None else ():
         if event.name == "exception" and event.attributes:
@@ -269,13 +276,14 @@ def _outcome(span: ReadableSpan, attributes: Mapping[str, Any]) -> tuple[Status,
             message = message or str(event.attributes.get("exception.message", ""))
     error_type = str(error_type or "_OTHER")
     if stated in _STATUSES:
-        return Status(stated), error_type, message
+        return _STATUSES[stated], error_type, message
     name = error_type.rsplit(".", 1)[-1]
     if name in _TIMEOUTS or name.endswith("TimeoutError"):
-        return Status.TIMEOUT, error_type, message
+        return Status.TIMEOUT.value, error_type, message
     if name in _CANCELLATIONS:
-        return Status.CANCELLED, error_type, message
-    return Status.FAILURE, error_type, message
+        return Status.CANCELLED.value, error_type, message
+    return Status.FAILURE.value, error_type, message
 
 
-_STATUSES = frozenset(Status)
+_STATUSES: dict[Any, str] = {status.value: status.value for status in Status}
+_SUCCESS = Status.SUCCESS.value

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import builtins
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, Final, Generic, TypeVar, cast
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
@@ -64,6 +65,29 @@ class Capped(Generic[M]):
         return child
 
 
+@dataclass(slots=True)
+class _Outcome:
+    """The children that one way for an agent to end moves.
+
+    Each keeps only its last exemplars and is scraped every few seconds, so the first of a second gets one, and
+    whatever is slower than all before it in that second.
+    """
+
+    duration: Histogram
+    executions: Counter
+    requests: Counter
+    second: int = 0
+    slowest: float = 0.0
+
+    def wants_exemplar(self, seconds: float, now: int) -> bool:
+        if now - self.second < 1_000_000_000 and seconds <= self.slowest:
+            return False
+        if now - self.second >= 1_000_000_000:
+            self.second = now
+        self.slowest = seconds
+        return True
+
+
 class Metrics:
     """Everything observed of executions and steps.
 
@@ -73,12 +97,12 @@ class Metrics:
     """
 
     def __init__(self, registry: CollectorRegistry, *, error_types: Iterable[str] = ()) -> None:
-        disable_created_metrics()  # type: ignore[no-untyped-call]  # the library's own gap
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # the library leaves it untyped
         self.registry = registry
         self._error_types = ERROR_TYPES | set(error_types)
         # The children of an agent's executions, found with one look-up instead of one for each metric.
         self._in_flight: dict[tuple[Service, str], Gauge] = {}
-        self._outcomes: dict[tuple[Service, str, Status, str], tuple[Histogram, Counter, Counter]] = {}
+        self._outcomes: dict[tuple[Service, str, str, str], _Outcome] = {}
         self.overflow = Counter(
             "spanledger_label_overflow",
             "Observations whose labels were folded into _OTHER because the metric has its most label sets",
@@ -174,10 +198,9 @@ class Metrics:
         """
         gauge = self._in_flight.get((service, agent))
         if gauge is None:
-            where = _where(service)
             for status in Status:
-                self._outcome(service, agent, status, "")
-            gauge = self.in_flight.labels(*where, agent)
+                self._outcome(service, agent, status.value, "")
+            gauge = self.in_flight.labels(*_where(service), agent)
             if len(self._in_flight) < self.in_flight.limit:
                 self._in_flight[service, agent] = gauge
         return gauge
@@ -190,27 +213,30 @@ class Metrics:
         """An execution that had started ended."""
         self.know_agent(service, agent).dec()
 
-    def _outcome(self, service: Service, agent: str, status: Status, error: str) -> tuple[Histogram, Counter, Counter]:
-        where = _where(service)
-        children = (
-            self.agent_duration.labels(*where, agent, error),
-            self.executions.labels(*where, agent, status.value),
-            self.requests.labels(*where, agent, status.value),
-        )
-        if len(self._outcomes) < self.executions.limit:
-            self._outcomes[service, agent, status, error] = children
-        return children
-
     def observe_execution(self, execution: Execution) -> None:
         """One ended execution."""
         identity = execution.identity
         key = (identity.service, execution.agent_name, identity.status, self._error(identity.error_type))
-        duration, executions, requests = self._outcomes.get(key) or self._outcome(*key)
-        exemplar = {"trace_id": identity.trace_id, "span_id": identity.span_id}
-        duration.observe(identity.seconds, exemplar)
-        executions.inc(1, exemplar)
+        outcome = self._outcomes.get(key) or self._outcome(*key)
+        seconds = identity.seconds
+        exemplar = None
+        if outcome.wants_exemplar(seconds, identity.end_time):
+            exemplar = {"trace_id": identity.trace_id, "span_id": identity.span_id}
+        outcome.duration.observe(seconds, exemplar)
+        outcome.executions.inc(1, exemplar)
         if execution.is_root:
-            requests.inc(1, exemplar)
+            outcome.requests.inc(1, exemplar)
+
+    def _outcome(self, service: Service, agent: str, status: str, error: str) -> _Outcome:
+        where = _where(service)
+        outcome = _Outcome(
+            self.agent_duration.labels(*where, agent, error),
+            self.executions.labels(*where, agent, status),
+            self.requests.labels(*where, agent, status),
+        )
+        if len(self._outcomes) < self.executions.limit:
+            self._outcomes[service, agent, status, error] = outcome
+        return outcome
 
     def observe_items(self, execution: Execution, attributes: Mapping[str, Any]) -> None:
         """What an execution produced, by kind: its attributes `spanledger.items.KIND`."""
@@ -249,7 +275,8 @@ class Metrics:
     def _error(self, error_type: str | None) -> str:
         if error_type is None:
             return ""
-        return error_type if error_type in self._error_types else OTHER
+        name = error_type.rpartition(".")[2]  # instrumentations write `openai.RateLimitError`
+        return name if name in self._error_types else OTHER
 
 
 _SERVICE = ("service_name", "deployment_environment_name")

@@ -29,6 +29,8 @@ def install(runtime: Runtime | None) -> None:
 class Inference(Scope):
     """A model call: a CLIENT span `chat MODEL`, whose usage is what its execution costs."""
 
+    _reported = False
+
     def usage(
         self,
         *,
@@ -42,15 +44,17 @@ class Inference(Scope):
         """Report what the call consumed; a later report replaces an earlier one.
 
         Input includes the cache classes, output includes reasoning. `cost_usd` is the price the provider stated;
-        left out, the price table decides, and an unknown price stays unknown.
+        left out, the price table decides, and an unknown price stays unknown. A stated price stays until another
+        is stated.
         """
+        again, self._reported = self._reported, True
         self.set_attribute(semconv.INPUT_TOKENS, input_tokens)
         self.set_attribute(semconv.OUTPUT_TOKENS, output_tokens)
-        if cache_read_tokens:
+        if cache_read_tokens or again:
             self.set_attribute(semconv.CACHE_READ_TOKENS, cache_read_tokens)
-        if cache_write_tokens:
+        if cache_write_tokens or again:
             self.set_attribute(semconv.CACHE_WRITE_TOKENS, cache_write_tokens)
-        if reasoning_tokens:
+        if reasoning_tokens or again:
             self.set_attribute(semconv.REASONING_TOKENS, reasoning_tokens)
         if cost_usd is not None:
             self.set_attribute(semconv.USAGE_COST, float(cost_usd))
@@ -92,7 +96,7 @@ class Run(Scope):
     def input(self, payload: Any) -> None:
         self._input = payload
         if self._runtime is not None:
-            self._begin(self._runtime)
+            self._guarded(self._runtime, self._begin, self._runtime)
 
     @property
     def tokens_total(self) -> int:
@@ -138,7 +142,8 @@ class Run(Scope):
         """Put the scope under this run, unless the current span is one of its own."""
         if self._runtime is not None:
             current = self._runtime.spans.get(get_current_span().get_span_context())
-            if current is None or (current is not self._opened and current.execution is not self._opened):
+            holder = current if current is None or current.holds_execution else current.execution
+            if holder is None or holder is not self._opened:
                 scope.within(self._context)
         return scope
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
 
 from prometheus_client import Metric
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
@@ -12,8 +13,10 @@ from prometheus_client.registry import Collector
 from .guard import Guard
 from .processor import ExecutionProcessor
 from .runs import OpenSpans
-from .sink import PostgresSink
 from .spool import Spool
+
+if TYPE_CHECKING:
+    from .sink import PostgresSink  # psycopg is an extra
 
 _PLACES = ("monitor", "on_end", "on_start", "sink", "spool")
 
@@ -46,7 +49,7 @@ class PipelineCollector(Collector):
         yield _counter("spanledger_rows_dropped", "Rows lost, by reason", "reason", self._processor.dropped)
         rejected = dict(self._processor.rejected)
         if self._sink is not None:
-            for reason, count in self._sink.rejected.items():
+            for reason, count in dict(self._sink.rejected).items():  # the sink's thread adds to it
                 rejected[reason] = rejected.get(reason, 0) + count
         yield _counter("spanledger_rows_rejected", "Rows set aside in rejected.ndjson", "reason", rejected)
         yield CounterMetricFamily(
@@ -84,6 +87,6 @@ def _collect_sink(sink: PostgresSink) -> Iterable[Metric]:
 
 def _counter(name: str, text: str, label: str, counts: Mapping[str, float]) -> CounterMetricFamily:
     family = CounterMetricFamily(name, text, labels=[label])
-    for value, count in sorted(counts.items()):
+    for value, count in sorted(dict(counts).items()):  # a copy: other threads count on
         family.add_metric([value], count)
     return family

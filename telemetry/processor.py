@@ -1,4 +1,4 @@
-"""ExecutionProcessor: the door. Every span of the process enters and leaves here, and becomes what is counted and stored."""
+"""ExecutionProcessor: the door. Every span enters and leaves here, and becomes what is counted and stored."""
 
 from __future__ import annotations
 

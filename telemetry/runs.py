@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 from opentelemetry.trace import SpanContext
 
 from . import semconv
-from .caller import NAMES as CALLER
 from .caller import Caller, bound_caller
 from .usage import NONE, Usage
 
@@ -48,7 +47,8 @@ class OpenSpan:
         self.span_id = span_id
         self.parent = parent
         self.execution: OpenSpan | None = None
-        caller = Caller(*map(attributes.get, CALLER))
+        get = attributes.get
+        caller = Caller(get(semconv.USER_ID), get(semconv.SESSION_ID), get(semconv.REQUEST_ID))
         if parent is not None:
             self.execution = parent if parent.holds_execution else parent.execution
             caller = caller.over(parent.caller)

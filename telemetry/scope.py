@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 import traceback
+from collections.abc import Callable
 from contextvars import Token
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -140,13 +141,17 @@ class Scope:
         runtime, span = self._runtime, self._span
         if runtime is None or span is None:
             return
+        if error is not None:
+            self._guarded(runtime, self._fail, runtime, span, error)
+        self._guarded(runtime, self._finish, runtime, span)
+        self._guarded(runtime, span.end)  # the host's own span processors run in it too
+
+    @staticmethod
+    def _guarded(runtime: Runtime, part: Callable[..., None], *arguments: Any) -> None:
         try:
-            self._finish(runtime, span)
-            if error is not None:
-                self._fail(runtime, span, error)
+            part(*arguments)
         except Exception:
             runtime.guard.report("monitor")
-        span.end()
 
     def _begin(self, runtime: Runtime) -> None:
         """What is to be noted once the span has started."""
@@ -158,15 +163,16 @@ class Scope:
         if isinstance(error, _CANCELLATIONS):
             span.set_attribute(semconv.STATUS, Status.CANCELLED.value)
             return
-        redact = runtime.content.text
         name = type(error).__qualname__
+        span.set_attribute(semconv.ERROR_TYPE, name)  # before the error's own `__str__` runs: it may raise
+        span.set_status(StatusCode.ERROR, name)
+        if isinstance(error, TimeoutError):
+            span.set_attribute(semconv.STATUS, Status.TIMEOUT.value)
+        redact = runtime.content.text
         message = redact(str(error)) or name
-        span.set_attribute(semconv.ERROR_TYPE, name)
         span.set_status(StatusCode.ERROR, message)
         stack = redact("".join(traceback.format_exception(error)))
         span.add_event(
             "exception",
             {"exception.type": name, "exception.message": message, "exception.stacktrace": stack},
         )
-        if isinstance(error, TimeoutError):
-            span.set_attribute(semconv.STATUS, Status.TIMEOUT.value)

@@ -47,15 +47,16 @@ class Usage(NamedTuple):
         )
 
     def beyond(self, other: Usage) -> Usage | None:
-        """What these counts report more than `other` does, class by class; None when nothing. No cost."""
-        rest = Usage(
-            max(0, self.input_tokens - other.input_tokens),
-            max(0, self.cache_read_tokens - other.cache_read_tokens),
-            max(0, self.cache_write_tokens - other.cache_write_tokens),
-            max(0, self.output_tokens - other.output_tokens),
-            max(0, self.reasoning_tokens - other.reasoning_tokens),
-        )
-        return rest if rest.tokens else None
+        """What these counts report more than `other` does, class by class; None when nothing. No cost.
+
+        Subsets stay within what they are part of, also where the other side did not split them.
+        """
+        given = max(0, self.input_tokens - other.input_tokens)
+        cache_read = min(max(0, self.cache_read_tokens - other.cache_read_tokens), given)
+        cache_write = min(max(0, self.cache_write_tokens - other.cache_write_tokens), given - cache_read)
+        output = max(0, self.output_tokens - other.output_tokens)
+        reasoning = min(max(0, self.reasoning_tokens - other.reasoning_tokens), output)
+        return Usage(given, cache_read, cache_write, output, reasoning) if given or output else None
 
 
 def _merge_sources(one: str | None, other: str | None) -> str | None:
@@ -70,12 +71,21 @@ NONE = Usage()
 MAX_TOKENS = 2**53  # beyond this a count is a sender's mistake, and JSON readers lose exactness
 
 
+_REPORTS = frozenset(
+    name
+    for canonical in (semconv.INPUT_TOKENS, semconv.OUTPUT_TOKENS)
+    for name in (canonical, *semconv.ALIASES[canonical])
+)
+
+
 def read_tokens(attributes: Mapping[str, Any]) -> Usage | None:
     """The token classes an inference span reports, or None when it reports none.
 
     Generation A senders (semconv <= 1.36) may leave the cache out of `input_tokens`; a cache larger than the
     input shows it, and is then added. Counts that are no non-negative integers are taken as not reported.
     """
+    if _REPORTS.isdisjoint(attributes):
+        return None
     input_tokens = _count(attributes, semconv.INPUT_TOKENS)
     output_tokens = _count(attributes, semconv.OUTPUT_TOKENS)
     if input_tokens is None and output_tokens is None:

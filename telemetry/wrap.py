@@ -17,29 +17,33 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 _KEPT = 1 << 18  # characters of a stream kept for its output, which is capped anyway
+_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
 def wrap(function: F, start: Callable[[Any], Run]) -> F:
     """`function` with each call inside the run that `start` makes of the call's arguments."""
-    names = tuple(inspect.signature(function).parameters)
-    if names and names[0] in ("self", "cls"):
-        skip, names = 1, names[1:]
-    else:
-        skip = 0
+    if isinstance(function, staticmethod | classmethod):
+        return cast(F, type(function)(wrap(function.__func__, start)))
+    parameters = list(inspect.signature(function).parameters.values())
+    skip = 1 if parameters and parameters[0].name in ("self", "cls") else 0
+    names = [parameter.name for parameter in parameters[skip:] if parameter.kind in _POSITIONAL]
+    rest = next((parameter.name for parameter in parameters if parameter.kind is parameter.VAR_POSITIONAL), "args")
+    is_object = not (inspect.isroutine(function) or isinstance(function, functools.partial))
+    body = type(function).__call__ if is_object else function  # an object's kind is that of its `__call__`
 
     def begin(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Run:
         given = args[skip:]
         payload = dict(zip(names, given, strict=False))
         if len(given) > len(names):
-            payload["args"] = given
+            payload[rest] = given[len(names) :]
         payload.update(kwargs)
         return start(payload)
 
-    if inspect.isasyncgenfunction(function):
+    if inspect.isasyncgenfunction(body):
         return cast(F, _async_generator(function, begin))
-    if inspect.isgeneratorfunction(function):
+    if inspect.isgeneratorfunction(body):
         return cast(F, _generator(function, begin))
-    if inspect.iscoroutinefunction(function):
+    if inspect.iscoroutinefunction(body):
 
         @functools.wraps(function)
         async def coroutine(*args: Any, **kwargs: Any) -> Any:
@@ -142,6 +146,6 @@ class _Stream:
     def chunk(self, item: Any) -> None:
         self._run.first_chunk()
         self._count += 1
-        self._length += len(item) if isinstance(item, str) else 100
         if self._length < _KEPT:
             self._chunks.append(item)
+        self._length += len(item) if isinstance(item, str) else 100

@@ -17,6 +17,7 @@ import psycopg
 import pytest
 from sqlalchemy import URL, make_url
 
+from app import postmaster
 from app.database import Database
 from app.embedded import EmbeddedPostgres
 from tests.components import component
@@ -35,7 +36,7 @@ def reachable_directory(parent: Path | None = None) -> Iterator[Path]:
     try:
         yield directory
     finally:
-        shutil.rmtree(directory)
+        shutil.rmtree(directory, ignore_errors=True)  # the watcher may have been faster
 
 
 @pytest.fixture
@@ -49,6 +50,17 @@ def memory_disk() -> Path | None:
     """Where a database is made ten times as fast as on a disk, if there is room for many."""
     shm = Path("/dev/shm")
     return shm if os.access(shm, os.W_OK) and shutil.disk_usage(shm).free > 2 << 30 else None
+
+
+@contextmanager
+def stopped_with_us(pid: int, directory: Path) -> Iterator[None]:
+    """Stop the server of `directory` even when this process is killed: the watcher's stdin ends with us."""
+    watch = 'cat >/dev/null; ps -o args= -p "$0" | grep -qF "$1" && kill -INT "$0"; rm -rf "$1"'
+    command = ["sh", "-c", watch, str(pid), str(directory)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True) as watcher:
+        yield
+        assert watcher.stdin is not None
+        watcher.stdin.close()
 
 
 class Server:
@@ -94,20 +106,24 @@ class Server:
             database.dispose()
 
 
-@pytest.fixture(scope="session")
-def embedded_server() -> Iterator[Server]:
+@contextmanager
+def embedded() -> Iterator[str]:
+    """The superuser's URL of an embedded server."""
     with reachable_directory(memory_disk()) as directory:
         postgres = EmbeddedPostgres(directory)
         url = postgres.start()
-        try:
-            yield Server(url)
-        finally:
-            postgres.stop()
+        running = postmaster.running(postgres.pgdata)
+        assert running is not None
+        with stopped_with_us(running.pid, directory):
+            try:
+                yield url
+            finally:
+                postgres.stop()
 
 
-@pytest.fixture(scope="session")
-def postgres15_server() -> Iterator[Server]:
-    """The system's Postgres 15, in a directory and with a socket of its own."""
+@contextmanager
+def postgres15() -> Iterator[str]:
+    """The superuser's URL of the system's Postgres 15, running in a directory of its own."""
     binaries = component("postgres15")
     account = pwd.getpwnam("postgres") if os.geteuid() == 0 else pwd.getpwuid(os.geteuid())
     with reachable_directory(memory_disk()) as directory:
@@ -117,16 +133,31 @@ def postgres15_server() -> Iterator[Server]:
             as_server_user = {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}
 
         def run(program: str, *arguments: str) -> None:
-            command = [binaries / program, "-D", directory / "data", *arguments]
+            command = [str(binaries / program), "-D", str(directory / "data"), *arguments]
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=directory, **as_server_user)
 
         run("initdb", "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync")
         settings = f"-c listen_addresses='' -c unix_socket_directories={directory} -c unix_socket_permissions=0700"
         run("pg_ctl", "start", "-w", "-l", str(directory / "log"), "-o", settings)
-        try:
-            yield Server(f"postgresql+psycopg://postgres@/postgres?host={directory}")
-        finally:
-            run("pg_ctl", "stop", "-w", "-m", "immediate")
+        running = postmaster.running(directory / "data")
+        assert running is not None
+        with stopped_with_us(running.pid, directory):
+            try:
+                yield f"postgresql+psycopg://postgres@/postgres?host={directory}"
+            finally:
+                run("pg_ctl", "stop", "-w", "-m", "immediate")
+
+
+@pytest.fixture(scope="session")
+def embedded_server() -> Iterator[Server]:
+    with embedded() as url:
+        yield Server(url)
+
+
+@pytest.fixture(scope="session")
+def postgres15_server() -> Iterator[Server]:
+    with postgres15() as url:
+        yield Server(url)
 
 
 @pytest.fixture(scope="session")

@@ -33,9 +33,7 @@ def test_postgres_is_the_directory_of_its_programs(bare_machine: Path) -> None:
     assert component("postgres15") == initdb.parent
 
 
-@pytest.mark.parametrize(
-    ("required", "outcome"), [("0", pytest.skip.Exception), ("1", pytest.fail.Exception)]
-)
+@pytest.mark.parametrize(("required", "outcome"), [("0", pytest.skip.Exception), ("1", pytest.fail.Exception)])
 @pytest.mark.parametrize("name", ["prometheus", "postgres15"])
 def test_missing_program(
     bare_machine: Path,

@@ -21,9 +21,7 @@ def test_passwords_have_no_default_and_ports_are_loopback() -> None:
     passwords = re.findall(r"^      (\w*PASSWORD): (.*)", COMPOSE, re.MULTILINE)
     assert [name for name, value in passwords if not re.fullmatch(r"\$\{\w+:\?.+\}", value)] == []
     assert re.findall(r'^      - "(.*):\d+:\d+"', COMPOSE, re.MULTILINE) == ["127.0.0.1"]
-    assert COMPOSE.count("network_mode: host") == len(
-        re.findall(r"(?:address=|HTTP_ADDR: )127\.0\.0\.1", COMPOSE)
-    )
+    assert COMPOSE.count("network_mode: host") == len(re.findall(r"(?:address=|HTTP_ADDR: )127\.0\.0\.1", COMPOSE))
 
 
 def test_images_are_pinned_and_mounts_exist() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterator
 
@@ -111,7 +112,7 @@ def summary(request: AgentRequest) -> list[str]:
     penalty = LENGTH_PENALTY[request.options.difficulty]
 
     def worth(sentence: Sentence) -> float:
-        return text.weight(sentence) / float(len(sentence.words)) ** penalty
+        return text.weight(sentence) / math.pow(len(sentence.words), penalty)
 
     if not text.sentences:
         raise EmptyContent(NOTHING_TO_ASK)

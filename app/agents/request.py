@@ -7,21 +7,18 @@ from typing import Annotated, Literal, get_args
 from pydantic import BaseModel, Field
 
 AgentType = Literal["flashcard_generation", "summary", "quiz", "chat"]
-AGENTS = ("main_orchestrator", *get_args(AgentType))
-"""The names the agents are recorded under."""
-
 Difficulty = Literal["easy", "medium", "hard"]
 Identifier = Annotated[str, Field(min_length=1, max_length=200)]
+
+AGENTS = ("main_orchestrator", *get_args(AgentType))
+"""The names under which runs are recorded."""
 
 
 class Options(BaseModel):
     """How the work is to be done. Unknown fields are ignored."""
 
     count: int = Field(default=5, ge=1, le=50, description="Cards, questions, or sentences of a summary.")
-    difficulty: AGENTS = ("main_orchestrator", *get_args(AgentType))
-"""The names the agents are recorded under."""
-
-Difficulty = "medium"
+    difficulty: Difficulty = "medium"
     content: str = Field(default="", max_length=200_000, description="The text to work on.")
 
 

@@ -34,8 +34,9 @@ def metrics(
     Cancelled and rejected requests stand beside the total. `success_rate` and the mean are null where there
     is nothing to divide by.
     """
+    since = max(now - timedelta(hours=hours), _oldest(request, now))
     with queries.reading(request.app.state.database) as connection:
-        found = queries.metrics(connection, now - timedelta(hours=hours))
+        found = queries.metrics(connection, since)
     return ExactJSON({"status": "success", "metrics": found})
 
 

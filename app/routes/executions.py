@@ -28,8 +28,6 @@ def executions(request: Request, now: Now, filters: Annotated[ExecutionFilters, 
     `from` and `to` compare `created_at`, when a run ended: `from` ≤ `created_at` < `to`. Without `from` the
     list goes back as far as rows are kept. To read on, send the same filters with `cursor` = `next_cursor`
     until that is null; executions that end meanwhile neither repeat nor displace rows.
-
-    `session_id` and `request_id` have no index: give `from` and `to` with them.
     """
     since = queries.oldest(now, request.app.state.settings.retention_days)
     with queries.reading(request.app.state.database) as connection:

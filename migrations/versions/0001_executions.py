@@ -119,6 +119,7 @@ LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     today CONSTANT date := (now() AT TIME ZONE 'UTC')::date;
     parent text;
+    name text;
     partition text;
     made integer := 0;
 BEGIN
@@ -128,10 +129,14 @@ BEGIN
     END IF;
     FOR day IN 0 .. days - 1 LOOP
         FOREACH parent IN ARRAY ARRAY['agent_executions', 'execution_steps'] LOOP
-            partition := format('%I.%I', {schema_literal}, parent || to_char(first_day + day, '_YYYYMMDD'));
+            name := parent || to_char(first_day + day, '_YYYYMMDD');
+            partition := format('%I.%I', {schema_literal}, name);
             CONTINUE WHEN to_regclass(partition) IS NOT NULL;
             PERFORM pg_advisory_xact_lock(hashtext('spanledger_ensure_partitions'));
-            CONTINUE WHEN to_regclass(partition) IS NOT NULL;
+            -- Not to_regclass: it would answer from its cache, as before the wait.
+            CONTINUE WHEN EXISTS (
+                SELECT FROM pg_class WHERE relname = name AND relnamespace = {schema_literal}::regnamespace
+            );
             EXECUTE format('CREATE TABLE %s (LIKE %I.%I INCLUDING ALL) WITH (toast_tuple_target = 8160)',
                 partition, {schema_literal}, parent);
             EXECUTE format('ALTER TABLE %I.%I ATTACH PARTITION %s FOR VALUES FROM (%L) TO (%L)',
@@ -199,11 +204,10 @@ SINK_EXECUTIONS_UPDATE = (
     "tokens_total, cost_usd, cost_total_usd, cost_source"
 )
 SINK_EXECUTIONS_SELECT = (
-    f"trace_id, span_id, parent_span_id, parent_agent_span_id, created_at, late, is_root, {SINK_EXECUTIONS_UPDATE}"
+    "trace_id, span_id, parent_span_id, parent_agent_span_id, created_at, late, is_root, " + SINK_EXECUTIONS_UPDATE
 )
 SINK_STEPS_UPDATE = (
-    "input_tokens, cache_read_tokens, cache_write_tokens, output_tokens, reasoning_tokens, "
-    "cost_usd, cost_source"
+    "input_tokens, cache_read_tokens, cache_write_tokens, output_tokens, reasoning_tokens, cost_usd, cost_source"
 )
 SINK_STEPS_SELECT = (
     f"trace_id, span_id, parent_span_id, agent_span_id, created_at, late, operation, {SINK_STEPS_UPDATE}"

@@ -20,6 +20,7 @@ _EXECUTION: dict[str, Any] = {
     "trace_id": TRACE,
     "parent_span_id": None,
     "parent_agent_span_id": None,
+    "late": False,
     "status": "success",
     "agent_name": "main_orchestrator",
     "agent_version": None,

@@ -101,10 +101,10 @@ async def test_a_request_id_is_taken_over_bound_and_sent_back(given: str) -> Non
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize("given", [None, "", "x" * 129, "a b", 'a"b', "a@b.example", "a\u00e4".encode("latin-1")])
-async def test_a_missing_or_strange_request_id_is_replaced(given: str | bytes | None) -> None:
+@pytest.mark.parametrize("given", [None, b"", b"x" * 129, b"a b", b'a"b', b"a@b.example", b"\xe4"])
+async def test_a_missing_or_strange_request_id_is_replaced(given: bytes | None) -> None:
     async with client() as http:
-        answer = await http.get("/id", headers=None if given is None else {b"X-Request-ID": given})  # type: ignore[dict-item]  # httpx takes bytes as well
+        answer = await http.get("/id", headers=[] if given is None else [(b"X-Request-ID", given)])
     made = answer.headers["x-request-id"]
     assert re.fullmatch("[0-9a-f]{32}", made)
     assert answer.json() == made

@@ -61,7 +61,7 @@ def test_metrics_without_any_row_are_zero_and_unknown(database: Database) -> Non
         "avg_execution_time_ms": None,
         "total_tokens_used": 0,
         "cost_usd": None,
-        "unpriced_tokens": 0,
+        "cost_complete": True,
         "agent_metrics": {},
     }
 
@@ -95,7 +95,7 @@ def test_metrics_count_requests_and_each_agents_executions(database: Database, r
         "avg_execution_time_ms": 1120.0,
         "total_tokens_used": 922,
         "cost_usd": Decimal("1.5") + cost,
-        "unpriced_tokens": 17,
+        "cost_complete": False,
         "agent_metrics": {
             "chat": {
                 "count": 0,
@@ -159,7 +159,27 @@ def test_metrics_agree_with_a_plain_count_of_random_rows(database: Database, row
     assert found["total_tokens_used"] == sum(row["tokens_used"] for row in inside)
     assert found["total_tokens_used"] == sum(agent["own_tokens"] for agent in found["agent_metrics"].values())
     assert found["cost_usd"] == sum(row["cost_usd"] or 0 for row in inside)
-    assert found["unpriced_tokens"] == sum(row["tokens_used"] for row in inside if row["cost_usd"] is None)
+    assert found["cost_complete"] is False
+
+
+@pytest.mark.parametrize(
+    ("row", "complete"),
+    [
+        ({}, True),
+        ({"tokens_used": 5, "cost_usd": 0, "cost_source": "provider"}, True),
+        ({"tokens_used": 5, "cost_usd": 1, "cost_source": "mixed"}, True),
+        ({"tokens_used": 5, "cost_usd": 1, "cost_source": "partial"}, False),
+        ({"tokens_used": 5, "cost_usd": None, "cost_source": "unknown"}, False),
+        ({"tokens_used": 5, "cost_usd": None, "cost_source": None}, False),
+    ],
+    ids=str,
+)
+def test_a_cost_is_complete_when_every_price_was_known(
+    database: Database, rows: Rows, row: dict[str, Any], complete: bool
+) -> None:
+    rows.execution(cost_usd=1, cost_source="local", tokens_used=1)
+    rows.execution(**row)
+    assert metrics(database)["cost_complete"] is complete
 
 
 def test_the_range_begins_with_its_first_microsecond(database: Database, rows: Rows) -> None:

@@ -12,7 +12,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import StatusCode
 from prometheus_client import CollectorRegistry
 
-from app.agents import AgentRequest, Engine, Event, Options, main_orchestrator
+from app.agents import AgentRequest, Engine, Event, main_orchestrator
 from telemetry import Telemetry, configure
 
 
@@ -60,9 +60,10 @@ def ask(
     type: str, content: str = "", *, message: str = "What is it?", count: int = 3, difficulty: str = "medium"
 ) -> AgentRequest:
     """A request of user `ada` in session `s-1`."""
-    options = Options(content=content, count=count, difficulty=difficulty)  # type: ignore[arg-type]  # any text
-    request = {"type": type, "user_id": "ada", "session_id": "s-1", "message": message}
-    return AgentRequest(**request, options=options)  # type: ignore[arg-type]  # any text
+    options = {"content": content, "count": count, "difficulty": difficulty}
+    return AgentRequest.model_validate(
+        {"type": type, "user_id": "ada", "session_id": "s-1", "message": message, "options": options}
+    )
 
 
 async def events_of(request: AgentRequest, engine: Engine, timeout_seconds: float = 10.0) -> list[Event]:

@@ -15,8 +15,13 @@ def test_a_token_is_four_bytes(text: str, tokens: int) -> None:
 async def test_an_answer_is_one_inference_known_to_be_free(recorded: Recording) -> None:
     await events_of(ask("chat", "Water is wet.", message="What is water?"), ExtractiveEngine())
 
-    names = ("gen_ai.provider.name", "gen_ai.request.model", "gen_ai.usage.input_tokens")
-    names += ("gen_ai.usage.output_tokens", "gen_ai.usage.cost")
+    names = (
+        "gen_ai.provider.name",
+        "gen_ai.request.model",
+        "gen_ai.usage.input_tokens",
+        "gen_ai.usage.output_tokens",
+        "gen_ai.usage.cost",
+    )
     assert [recorded.attribute("chat extractive-1", name) for name in names] == [
         "spanledger",
         "extractive-1",

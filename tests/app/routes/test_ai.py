@@ -4,6 +4,7 @@ import asyncio
 import json
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -141,7 +142,9 @@ def test_the_api_token_is_asked_for_where_one_is_set(recorded: Recording) -> Non
     assert statuses == [401, 401, 200]
 
 
-def test_a_client_that_leaves_cancels_the_agent_and_its_model_call(recorded: Recording) -> None:
+def test_a_client_that_leaves_cancels_the_agent_and_its_model_call(
+    recorded: Recording, caplog: pytest.LogCaptureFixture
+) -> None:
     with OpenAIServer() as server, serve(service(recorded, openai_base_url=server.base_url)) as base_url:
         server.delay_seconds = 30
         server.fail(Fault.SLOW)
@@ -160,18 +163,22 @@ def test_a_client_that_leaves_cancels_the_agent_and_its_model_call(recorded: Rec
             ("invoke_agent chat", "cancelled"),
             ("invoke_agent main_orchestrator", "cancelled"),
         ]
+    assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == []
 
 
 def test_a_server_that_stops_cancels_the_agent(recorded: Recording) -> None:
-    with OpenAIServer() as server:
+    with OpenAIServer() as server, ExitStack() as stack:
         server.delay_seconds = 30
         server.fail(Fault.SLOW)
-        with serve(service(recorded, openai_base_url=server.base_url)) as base_url:
-            with httpx.stream("POST", base_url + PATH, json=CHAT) as response:
-                lines = response.iter_lines()
-                next(lines)
+        base_url = stack.enter_context(serve(service(recorded, openai_base_url=server.base_url)))
+        with httpx.stream("POST", base_url + PATH, json=CHAT) as response:
+            next(response.iter_lines())
+            stack.close()  # the service, while its client still listens
 
-    assert [status for _, status in recorded.outcomes][-2:] == ["cancelled", "cancelled"]
+    assert recorded.outcomes[-2:] == [
+        ("invoke_agent chat", "cancelled"),
+        ("invoke_agent main_orchestrator", "cancelled"),
+    ]
 
 
 def test_silence_is_filled_with_comments() -> None:

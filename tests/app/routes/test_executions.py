@@ -44,7 +44,7 @@ async def test_a_page_has_the_columns_of_the_table(database: Database, rows: Row
         output_data="[1,2]",
         cost_usd=Decimal("0.00345"),
         cost_total_usd=Decimal("0.00345"),
-        cost_source="genai-prices",
+        cost_source="local",
         tokens_used=1020,
         session_id="s1",
     )
@@ -117,6 +117,7 @@ async def test_filters_come_from_the_url(database: Database, rows: Rows) -> None
     assert await listed(database, f"trace_id={'F' * 32}") == [c]
     assert await listed(database, "from=2026-03-10T10:00:00Z&to=2026-03-10T11:00:00Z") == [b]
     assert await listed(database, "from=2026-03-10T12:00:00+02:00&to=2026-03-10T12:00:00%2B01:00") == [b]
+    assert await listed(database, "from=2020-01-01T00:00:00Z") == [a, b, c]
     assert await listed(database, "limit=1") == [a]
 
 
