@@ -7,13 +7,14 @@ import sys
 import time
 from collections.abc import Iterable
 
-import orjson
 from opentelemetry import trace
 
 from telemetry import Content, bind
 
 NOISY = ("alembic.runtime.plugins",)
 """Loggers heard from `warning` on only."""
+LINE_BYTES = 1 << 16
+"""A longer line is shortened, and stays JSON."""
 UVICORN = ("uvicorn", "uvicorn.access", "uvicorn.error")
 
 
@@ -22,7 +23,7 @@ class JsonLines(logging.Handler):
 
     def __init__(self, redact: Iterable[str] = ()) -> None:
         super().__init__()
-        self._content = Content(redact=redact)
+        self._content = Content(LINE_BYTES, redact)
         self._tracebacks = logging.Formatter()
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -48,8 +49,7 @@ class JsonLines(logging.Handler):
                 line["request_id"] = caller.request_id
         if record.exc_info:
             line["exception"] = self._tracebacks.formatException(record.exc_info)
-        encodable = {name: text.encode("utf-8", "replace").decode() for name, text in line.items()}
-        return self._content.redact(orjson.dumps(encodable)).decode("utf-8", "replace")
+        return (self._content.encode(line) or b"").decode()
 
 
 def install(level: str, redact: Iterable[str] = ()) -> None:

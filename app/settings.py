@@ -236,7 +236,7 @@ class Settings(BaseSettings):
             SettingsError: A value is wrong; its text has one line per wrong value.
         """
         try:
-            return cls(_env_file=env_file)  # type: ignore[call-arg]  # a parameter of BaseSettings
+            return cls(_env_file=env_file)
         except ValidationError as error:
             lines = [_line(cls, item) for item in error.errors(include_url=False)]
             raise SettingsError("\n".join(lines)) from None

@@ -18,7 +18,7 @@ from .spool import Spool
 if TYPE_CHECKING:
     from .sink import PostgresSink  # psycopg is an extra
 
-_PLACES = ("monitor", "on_end", "on_start", "sink", "spool")
+_PLACES = ("metrics", "monitor", "on_end", "on_start", "sink", "spool")
 
 
 class PipelineCollector(Collector):

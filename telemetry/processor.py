@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
@@ -52,10 +51,13 @@ class ExecutionProcessor(SpanProcessor):
         self._content = content
         self._guard = guard
         self._retention = int(retention * 1e9)
+        self._closed = False
         self._service: tuple[Resource | None, Service] = (None, Service("", None, None, None, None))
 
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:
         """Enter the span; under an execution it learns its agent's name and the caller's ids."""
+        if self._closed:
+            return
         try:
             attributes: dict[str, Any] = span.attributes.copy()  # type: ignore[union-attr]  # a plain dict, to read fast
             opened = self._spans.start(span.context, span.parent, attributes)
@@ -71,33 +73,50 @@ class ExecutionProcessor(SpanProcessor):
 
     def on_end(self, span: ReadableSpan) -> None:
         """Count and store the span, if it is one of GenAI."""
+        if self._closed:
+            return
         try:
             self._end(span)
         except Exception:
             self.dropped["error"] += 1
             self._guard.report("on_end")
 
+    def shutdown(self) -> None:
+        """Take no more spans: the host's provider may outlive us."""
+        self._closed = True
+
+    def force_flush(self, timeout_millis: int = 30000) -> bool:
+        """Commit what was written to disk; the sink takes it from there."""
+        try:
+            self._spool.seal()
+        except OSError:
+            self._guard.report("spool")
+            return False
+        return True
+
     def _end(self, span: ReadableSpan) -> None:
         opened = self._spans.pop(span.context)
-        attributes: dict[str, Any] = span.attributes.copy()  # type: ignore[union-attr]  # a mapping proxy's: of a dict
-        operation = attributes.get(semconv.OPERATION)
+        attributes: dict[str, Any] = span.attributes.copy()  # type: ignore[union-attr]  # a plain dict, to read fast
+        operation = semconv.string(attributes, semconv.OPERATION)
         if operation is None:
             return
+        service = self._service_of(span.resource)
         if opened is None:  # never started here, or evicted: it stands alone
             opened = OpenSpan(span.context.span_id, attributes, None)
         elif opened.holds_execution:
-            self._metrics.ended(self._service_of(span.resource), opened.agent_name or UNATTRIBUTED)
-        identity = Identity.from_span(span, attributes, opened.caller, self._service_of(span.resource), self._content)
+            self._metrics.ended(service, opened.agent_name or UNATTRIBUTED)
+        identity = Identity.from_span(span, attributes, opened.caller, service, self._content)
         if operation != semconv.INVOKE_AGENT:
             self._end_step(identity, operation, attributes, opened)
         if opened.holds_execution or operation == semconv.INVOKE_AGENT:
             self._end_execution(identity, operation, attributes, opened)
+        opened.forget()
 
     def _end_step(self, identity: Identity, operation: str, attributes: dict[str, Any], opened: OpenSpan) -> None:
         usage, late = None, False
-        provider = _text(attributes, semconv.PROVIDER) or _text(attributes, "gen_ai.system")
-        request_model = _text(attributes, semconv.REQUEST_MODEL)
-        response_model = _text(attributes, semconv.RESPONSE_MODEL)
+        provider = semconv.string(attributes, semconv.PROVIDER) or semconv.string(attributes, "gen_ai.system")
+        request_model = semconv.string(attributes, semconv.REQUEST_MODEL)
+        response_model = semconv.string(attributes, semconv.RESPONSE_MODEL)
         if operation in semconv.INFERENCE and not opened.covered:
             usage = read_tokens(attributes)
             if usage is not None:
@@ -109,7 +128,7 @@ class ExecutionProcessor(SpanProcessor):
                 operation,
                 opened.agent_name,
                 _span_id(opened if opened.holds_execution else opened.execution),
-                _text(attributes, semconv.TOOL_NAME),
+                semconv.string(attributes, semconv.TOOL_NAME),
                 request_model,
                 response_model,
                 provider,
@@ -127,20 +146,23 @@ class ExecutionProcessor(SpanProcessor):
         execution = Execution(
             identity,
             opened.agent_name or UNATTRIBUTED,
-            _text(attributes, semconv.AGENT_VERSION),
+            semconv.string(attributes, semconv.AGENT_VERSION),
             _span_id(opened.execution),
             own,
             total,
-            opened.model or _text(attributes, semconv.REQUEST_MODEL),
-            opened.provider or _text(attributes, semconv.PROVIDER),
+            opened.model or semconv.string(attributes, semconv.REQUEST_MODEL),
+            opened.provider or semconv.string(attributes, semconv.PROVIDER),
             late,
             opened.input or self._payload(attributes, semconv.INPUT_MESSAGES),
             opened.output or self._payload(attributes, semconv.OUTPUT_MESSAGES),
         )
         self._append(EXECUTIONS, execution.line(), identity)
-        self._metrics.observe_execution(execution)
-        if identity.attributes != b"{}":
-            self._metrics.observe_items(execution, attributes)
+        try:
+            self._metrics.observe_execution(execution)
+            if identity.attributes != b"{}":
+                self._metrics.observe_items(execution, attributes)
+        except Exception:
+            self._guard.report("metrics")
 
     def _add_own_report(self, identity: Identity, attributes: dict[str, Any], opened: OpenSpan) -> None:
         """Usage an agent span states beyond what its descendants reported becomes a step of its own.
@@ -151,8 +173,8 @@ class ExecutionProcessor(SpanProcessor):
         extra = reported.beyond(opened.total) if reported is not None else None
         if extra is None:
             return
-        provider = _text(attributes, semconv.PROVIDER) or opened.provider
-        model = _text(attributes, semconv.REQUEST_MODEL) or opened.model
+        provider = semconv.string(attributes, semconv.PROVIDER) or opened.provider
+        model = semconv.string(attributes, semconv.REQUEST_MODEL) or opened.model
         usage = self._priced(extra, provider, model, {}, identity)
         self._spans.add_usage(opened, usage, provider, model)
         name, span_id = opened.agent_name, identity.span_id
@@ -193,7 +215,10 @@ class ExecutionProcessor(SpanProcessor):
 
     def _store_step(self, step: Step) -> None:
         self._append(STEPS, step.line(), step.identity)
-        self._metrics.observe_step(step)
+        try:
+            self._metrics.observe_step(step)
+        except Exception:
+            self._guard.report("metrics")
 
     def _append(self, table: str, line: bytes, identity: Identity) -> None:
         age = time.time_ns() - identity.end_time
@@ -213,11 +238,6 @@ class ExecutionProcessor(SpanProcessor):
             service = Service.from_resource(resource)
             self._service = (resource, service)
         return service
-
-
-def _text(attributes: Mapping[str, Any], name: str) -> str | None:
-    value = attributes.get(name)
-    return None if value is None else str(value)
 
 
 def _span_id(opened: OpenSpan | None) -> str | None:

@@ -47,8 +47,11 @@ class OpenSpan:
         self.span_id = span_id
         self.parent = parent
         self.execution: OpenSpan | None = None
-        get = attributes.get
-        caller = Caller(get(semconv.USER_ID), get(semconv.SESSION_ID), get(semconv.REQUEST_ID))
+        caller = Caller(
+            semconv.string(attributes, semconv.USER_ID),
+            semconv.string(attributes, semconv.SESSION_ID),
+            semconv.string(attributes, semconv.REQUEST_ID),
+        )
         if parent is not None:
             self.execution = parent if parent.holds_execution else parent.execution
             caller = caller.over(parent.caller)
@@ -56,7 +59,7 @@ class OpenSpan:
         self.inference = operation in semconv.INFERENCE
         # A model call outside any agent is an execution of its own: its usage never waits for an agent to come.
         self.holds_execution = operation == semconv.INVOKE_AGENT or (self.inference and self.execution is None)
-        name = attributes.get(semconv.AGENT_NAME)
+        name = semconv.string(attributes, semconv.AGENT_NAME)
         if name is None and not self.holds_execution and self.execution is not None:
             name = self.execution.agent_name
         self.agent_name: str | None = name
@@ -69,6 +72,10 @@ class OpenSpan:
         self.ended = False
         self.input: bytes | None = None
         self.output: bytes | None = None
+
+    def forget(self) -> None:
+        """Let go of what only an open span needs: a remembered one would keep payloads and results alive."""
+        self.parent = self.run = self.input = self.output = None
 
 
 class Ended(NamedTuple):
@@ -130,7 +137,10 @@ class OpenSpans:
             while step is not None and step is not holder:  # wrappers above repeat what this call reported
                 step.covered = True
                 step = step.parent
-            if holder is None or holder.ended:
+            if holder is None:
+                return False
+            if holder.ended:
+                self._add_to_open(holder.execution, usage)
                 return False
             if holder is not opened:
                 holder.covered = True
@@ -145,10 +155,15 @@ class OpenSpans:
         with self._lock:
             opened.ended = True
             above = opened.execution
-            late = above is not None and above.ended
-            if above is not None and not late:
-                above.total = above.total.plus(opened.total)
-            return Ended(opened.own, opened.total, late)
+            self._add_to_open(above, opened.total)
+            return Ended(opened.own, opened.total, above is not None and above.ended)
+
+    def _add_to_open(self, above: OpenSpan | None, usage: Usage) -> None:
+        """Pass usage to the nearest execution still open; those that ended before are settled where they are stored."""
+        while above is not None and above.ended:
+            above = above.execution
+        if above is not None:
+            above.total = above.total.plus(usage)
 
     def _forget(self, spans: dict[tuple[int, int], OpenSpan]) -> bool:
         """Drop the oldest entry."""

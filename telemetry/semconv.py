@@ -7,7 +7,9 @@ Source: https://github.com/open-telemetry/semantic-conventions-genai
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
+from typing import Any
 
 OPERATION = "gen_ai.operation.name"
 AGENT_NAME = "gen_ai.agent.name"
@@ -78,3 +80,9 @@ class TokenType(StrEnum):
     CACHE_READ = "cache_read"
     CACHE_WRITE = "cache_write"
     REASONING = "reasoning"
+
+
+def string(attributes: Mapping[str, Any], name: str) -> str | None:
+    """An attribute as text, whatever its sender made it."""
+    value = attributes.get(name)
+    return value if value is None or type(value) is str else str(value)

@@ -17,6 +17,7 @@ is the version of the lines: a reader knows its own and its neighbours'.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -31,8 +32,10 @@ from pathlib import Path
 VERSION = "v1"
 SEGMENT_BYTES = 8 << 20  # a fuller segment is closed early, so that whoever loads it may hold it in memory
 REJECTED = "rejected.ndjson"
+REJECTED_BYTES = 64 << 20  # a fuller file gives way to a new one; one predecessor is kept
 EXECUTIONS, STEPS = TABLES = ("executions", "steps")
 _OPEN = ".open"
+_LOOK_SECONDS = 5.0  # between two looks at a full spool that others may be draining
 
 
 class SpoolError(Exception):
@@ -95,7 +98,7 @@ class Spool:
         self.segments = 0  # sealed, as of the last look
         self.oldest: float | None = None  # when the oldest of them was sealed, in seconds since the epoch
         self._lock = threading.Lock()
-        self._closed = False
+        self._closed = True
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._begin()
         forked = weakref.WeakMethod(self._after_fork)
@@ -114,15 +117,18 @@ class Spool:
         self._fds: dict[str, int] = {}
         self._sizes = dict.fromkeys(TABLES, 0)
         self._full: list[tuple[int, dict[str, int]]] = []
-        self._backlog = sum(segment.size() for segment in self._segments())
+        self._closed = False
+        self.look()
 
     def _after_fork(self) -> None:
         """A child is another process: it must not hold its parent's lock, nor write into its segment."""
         if self._closed:
             return
-        for fd in (self._lock_fd, *self._fds.values(), *(fd for _, fds in self._full for fd in fds.values())):
-            os.close(fd)
         self._lock = threading.Lock()
+        self._closed = True  # and stays so when the disk does not let it begin: these descriptors are gone
+        for fd in (self._lock_fd, *self._fds.values(), *(fd for _, fds in self._full for fd in fds.values())):
+            with contextlib.suppress(OSError):  # a thread of the parent was closing it
+                os.close(fd)
         self._begin()
 
     def append(self, table: str, line: bytes) -> None:
@@ -134,7 +140,7 @@ class Spool:
         with self._lock:
             if self._closed:
                 raise SpoolError("spool_closed", "the spool is closed")
-            if self.pending_bytes() + len(line) > self.max_bytes:
+            if self._is_full(len(line)):
                 raise SpoolError("spool_full", f"the spool holds its {self.max_bytes} bytes already")
             try:
                 fd = self._fds.get(table)
@@ -152,12 +158,28 @@ class Spool:
             except OSError as error:
                 raise SpoolError("disk_error", f"{self.writer}: {error.strerror or error}") from error
 
+    def _is_full(self, size: int) -> bool:
+        if self.pending_bytes() + size <= self.max_bytes:
+            return False
+        if time.monotonic() - self._looked < _LOOK_SECONDS:
+            return True
+        self.look()
+        return self.pending_bytes() + size > self.max_bytes
+
     def _open(self) -> None:
         self._number += 1
         segment = Segment(self.writer, self._number)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
-        for table in TABLES:
-            self._fds[table] = os.open(f"{segment.path(table)}{_OPEN}", flags, 0o600)
+        fds: dict[str, int] = {}
+        try:
+            for table in TABLES:
+                fds[table] = os.open(f"{segment.path(table)}{_OPEN}", flags, 0o600)
+        except OSError:
+            for table, fd in fds.items():  # half a segment would never be sealed
+                os.close(fd)
+                os.unlink(f"{segment.path(table)}{_OPEN}")
+            raise
+        self._fds = fds
 
     def _turn(self) -> None:
         """Put the open segment aside, to be sealed; the next line opens another."""
@@ -175,19 +197,27 @@ class Spool:
         with self._lock:  # writers wait for the swap only, not for the disk
             self._turn()
             full, self._full = self._full, []
+        refused: OSError | None = None
         for number, fds in full:
-            segment = Segment(self.writer, number)
             try:
-                for fd in fds.values():
-                    _datasync(fd)
-            finally:  # even when the disk refused: what the kernel holds can still be loaded
-                for fd in fds.values():
-                    os.close(fd)
-                for table in (STEPS, EXECUTIONS):
-                    path = segment.path(table)
-                    os.rename(f"{path}{_OPEN}", path)
+                self._seal(Segment(self.writer, number), fds)
+            except OSError as error:
+                refused = error
         if full:
             _sync_directory(self.writer)
+        if refused is not None:
+            raise refused
+
+    def _seal(self, segment: Segment, fds: dict[str, int]) -> None:
+        try:
+            for fd in fds.values():
+                _datasync(fd)
+        finally:  # even when the disk refused: what the kernel holds can still be loaded
+            for fd in fds.values():
+                os.close(fd)
+            for table in (STEPS, EXECUTIONS):
+                path = segment.path(table)
+                os.rename(f"{path}{_OPEN}", path)
 
     def reject(self, table: str, line: bytes, reason: str, detail: str) -> None:
         """Set a row aside that Postgres will not take; it stays readable in `rejected.ndjson`.
@@ -196,17 +226,26 @@ class Spool:
             OSError: The disk refused.
         """
         record = {"at": time.time(), "table": table, "reason": reason, "detail": detail}
-        text = json.dumps({**record, "line": line.decode("utf-8", "replace")}) + "\n"
-        fd = os.open(self.directory / REJECTED, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        text = (json.dumps({**record, "line": line.decode("utf-8", "replace")}) + "\n").encode()
+        path = self.directory / REJECTED
+        if _size(path) > REJECTED_BYTES:
+            path.replace(path.with_suffix(".1.ndjson"))
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         try:
-            os.write(fd, text.encode())
+            if os.write(fd, text) < len(text):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
         finally:
             os.close(fd)
 
     def ready(self) -> list[Segment]:
         """Sealed segments, oldest first, those of dead processes included."""
         self._adopt()
+        return self.look()
+
+    def look(self) -> list[Segment]:
+        """Sealed segments, oldest first; how many and how large they are is noted for `append` and the metrics."""
         segments = sorted(self._segments(), key=lambda segment: (segment.sealed_at(), segment.number))
+        self._looked = time.monotonic()
         self._backlog = sum(segment.size() for segment in segments)
         self.segments, self.oldest = len(segments), segments[0].sealed_at() if segments else None
         return segments
@@ -222,19 +261,22 @@ class Spool:
     def _adopt(self) -> None:
         """Seal what dead processes left open, and remove their directories once they are empty."""
         for writer in self.directory.iterdir():
-            if writer == self.writer or not writer.is_dir():
-                continue
-            fd = None if _is_beginning(writer) else _lock(writer / "lock")
-            if fd is None:
-                continue
-            try:
-                with contextlib.suppress(FileNotFoundError):  # another process adopted it just now
-                    self._seal_left(writer)
-                    if [path.name for path in writer.iterdir()] == ["lock"]:
-                        (writer / "lock").unlink()
-                        writer.rmdir()
-            finally:
-                os.close(fd)
+            if writer != self.writer and writer.is_dir():
+                # Another process adopted it just now, or it belongs to another user: no reason to hold up the rest.
+                with contextlib.suppress(OSError):
+                    self._adopt_from(writer)
+
+    def _adopt_from(self, writer: Path) -> None:
+        fd = None if _is_beginning(writer) else _lock(writer / "lock")
+        if fd is None:
+            return
+        try:
+            self._seal_left(writer)
+            if [path.name for path in writer.iterdir()] == ["lock"]:
+                (writer / "lock").unlink()
+                writer.rmdir()
+        finally:
+            os.close(fd)
 
     def _seal_left(self, writer: Path) -> None:
         for table in (STEPS, EXECUTIONS):
@@ -247,13 +289,14 @@ class Spool:
 
     def close(self) -> None:
         """Seal and let go of the lock. What was not drained stays on disk and is adopted later."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
         try:
             self.seal()
         finally:
-            with self._lock:
-                if not self._closed:
-                    self._closed = True
-                    os.close(self._lock_fd)
+            os.close(self._lock_fd)
 
 
 def _lock(path: Path) -> int | None:

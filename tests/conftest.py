@@ -6,7 +6,9 @@ import os
 import pwd
 import shutil
 import subprocess
+import sys
 import tempfile
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import count
@@ -19,8 +21,10 @@ from sqlalchemy import URL, make_url
 
 from app import postmaster
 from app.database import Database
-from app.embedded import EmbeddedPostgres
+from app.embedded import EmbeddedPostgres, server_account
 from tests.components import component
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="session")
@@ -61,6 +65,40 @@ def stopped_with_us(pid: int, directory: Path) -> Iterator[None]:
         yield
         assert watcher.stdin is not None
         watcher.stdin.close()
+
+
+def owner(data_dir: Path, *then: str, **options: Any) -> subprocess.Popen[str]:
+    """Another process that starts the server and then does something."""
+    script = f"""
+        import os, signal
+        from pathlib import Path
+        from app.embedded import EmbeddedPostgres, server_account
+        url = EmbeddedPostgres(Path({str(data_dir)!r})).start()
+        print(url, flush=True)
+    """
+    lines = textwrap.dedent(script) + "\n".join(then)
+    python = options.pop("python", sys.executable)
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), **options.pop("env", {})}
+    return subprocess.Popen(
+        [python, "-c", lines], stdout=subprocess.PIPE, text=True, env=environment, cwd="/", **options
+    )
+
+
+@pytest.fixture
+def ordinary_user() -> dict[str, Any]:
+    """How Popen starts a Python as somebody else; ours may lie below root's home."""
+    account = server_account()
+    options: dict[str, Any] = {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}
+    packages = [str(ROOT), *(path for path in sys.path if path.endswith("site-packages"))]
+    for python in (sys.executable, "/usr/bin/python3"):
+        try:
+            probe = [python, "-c", "import sys, app.embedded; sys.exit(sys.version_info < (3, 11))"]
+            env = {"PYTHONPATH": ":".join(packages)}
+            if subprocess.run(probe, env=env, cwd="/", check=False, **options).returncode == 0:
+                return {"python": python, "env": env, **options}
+        except PermissionError:
+            continue
+    pytest.skip("no Python here that an ordinary user may run")
 
 
 class Server:

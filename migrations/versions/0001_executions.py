@@ -1,4 +1,4 @@
-"""agent_executions and execution_steps: partitioned by day, with roles and row-level security."""
+"""agent_executions and execution_steps: partitioned by day, and what dashboards see of them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from sqlalchemy import text
 revision = "0001"
 down_revision = None
 
-ROLES = ("spanledger_sink", "spanledger_admin", "spanledger_reader", "spanledger_grafana")
 TABLES = ("agent_executions", "execution_steps")
 TEXT_PAYLOADS = ("error_message", "attributes", "input_data", "output_data")
 
@@ -150,93 +149,6 @@ END
 $$
 """
 
-# Roles belong to the whole cluster: another database of it may be making them at this moment.
-ROLE = """
-DO $$
-BEGIN
-    FOR attempt IN 1 .. 3 LOOP
-        BEGIN
-            IF to_regrole('{role}') IS NULL THEN
-                CREATE ROLE {role} NOLOGIN;
-            END IF;
-            EXIT;
-        EXCEPTION
-            WHEN insufficient_privilege THEN
-                RAISE WARNING 'role {role} is missing and % may not create it', current_user;
-                EXIT;
-            WHEN duplicate_object OR unique_violation THEN
-                NULL;
-        END;
-    END LOOP;
-    IF to_regrole('{role}') IS NULL OR (SELECT rolsuper FROM pg_roles WHERE rolname = current_user) THEN
-        RETURN;
-    END IF;
-    BEGIN
-        {membership}
-    EXCEPTION
-        WHEN insufficient_privilege THEN
-            RAISE WARNING '% may not SET ROLE {role}: have it granted by an administrator', current_user;
-        WHEN unique_violation OR internal_error THEN  -- another migration has just done it
-            NULL;
-    END;
-END
-$$
-"""
-
-# COPY FROM is refused where row-level security binds the role; without this the sink loads through INSERT.
-BYPASS = """
-DO $$
-BEGIN
-    IF NOT (SELECT rolbypassrls FROM pg_roles WHERE rolname = 'spanledger_sink') THEN
-        ALTER ROLE spanledger_sink BYPASSRLS;
-    END IF;
-EXCEPTION
-    WHEN insufficient_privilege THEN
-        RAISE NOTICE 'spanledger_sink stays under row-level security: it cannot COPY into the tables';
-    WHEN internal_error THEN  -- "tuple concurrently updated": another database of the cluster was faster
-        NULL;
-END
-$$
-"""
-
-SINK_EXECUTIONS_UPDATE = (
-    "tokens_used, input_tokens, cache_read_tokens, cache_write_tokens, output_tokens, reasoning_tokens, "
-    "tokens_total, cost_usd, cost_total_usd, cost_source"
-)
-SINK_EXECUTIONS_SELECT = (
-    "trace_id, span_id, parent_span_id, parent_agent_span_id, created_at, late, is_root, " + SINK_EXECUTIONS_UPDATE
-)
-SINK_STEPS_UPDATE = (
-    "input_tokens, cache_read_tokens, cache_write_tokens, output_tokens, reasoning_tokens, cost_usd, cost_source"
-)
-SINK_STEPS_SELECT = (
-    f"trace_id, span_id, parent_span_id, agent_span_id, created_at, late, operation, {SINK_STEPS_UPDATE}"
-)
-
-GRANTS = {
-    "spanledger_sink": (
-        f"GRANT INSERT, SELECT ({SINK_EXECUTIONS_SELECT}), UPDATE ({SINK_EXECUTIONS_UPDATE})"
-        " ON agent_executions TO spanledger_sink",
-        f"GRANT INSERT, SELECT ({SINK_STEPS_SELECT}), UPDATE ({SINK_STEPS_UPDATE})"
-        " ON execution_steps TO spanledger_sink",
-        "GRANT EXECUTE ON FUNCTION spanledger_ensure_partitions TO spanledger_sink",
-    ),
-    "spanledger_admin": (
-        "GRANT SELECT ON agent_executions, execution_steps, grafana_executions, grafana_steps,"
-        " spanledger_alembic_version TO spanledger_admin",
-        "GRANT EXECUTE ON FUNCTION spanledger_ensure_partitions TO spanledger_admin",
-    ),
-    "spanledger_reader": ("GRANT SELECT ON agent_executions, execution_steps TO spanledger_reader",),
-    "spanledger_grafana": ("GRANT SELECT ON grafana_executions, grafana_steps TO spanledger_grafana",),
-}
-
-POLICIES = {
-    "spanledger_sink": "FOR ALL TO spanledger_sink USING (true) WITH CHECK (true)",
-    "spanledger_admin": "FOR SELECT TO spanledger_admin USING (true)",
-    "spanledger_reader": "FOR SELECT TO spanledger_reader"
-    " USING (user_id = nullif(current_setting('app.user_id', true), ''))",
-}
-
 # No input, output, error text or attributes: who reads dashboards learns how agents do, not what users said.
 USER_HASH = "encode(sha256(convert_to(user_id, 'UTF8')), 'hex') AS user_id"
 GRAFANA_EXECUTIONS = f"""
@@ -264,7 +176,6 @@ FROM execution_steps
 def upgrade() -> None:
     bind = op.get_bind()
     schema_literal = bind.scalar(text("SELECT quote_literal(current_schema())"))
-    server_version = int(bind.scalar(text("SHOW server_version_num")) or 0)
     has_lz4 = bind.scalar(
         text("SELECT 'lz4' = ANY(enumvals) FROM pg_settings WHERE name = 'default_toast_compression'")
     )
@@ -275,47 +186,14 @@ def upgrade() -> None:
         if has_lz4:
             for column in TEXT_PAYLOADS:
                 op.execute(f"ALTER TABLE {table} ALTER COLUMN {column} SET COMPRESSION lz4")
-        op.execute(f"ALTER TABLE {table} ENABLE ROW LEVEL SECURITY")
     op.execute(GRAFANA_EXECUTIONS)
     op.execute(GRAFANA_STEPS)
     op.execute(ENSURE_PARTITIONS.replace("{schema_literal}", str(schema_literal)))
     op.execute("REVOKE ALL ON FUNCTION spanledger_ensure_partitions FROM PUBLIC")
-
-    for role in ROLES:
-        # From Postgres 16 on the login keeps its own rights and takes a role's only by SET ROLE.
-        options = " WITH INHERIT FALSE, SET TRUE" if server_version >= 160000 else ""
-        op.execute(ROLE.format(role=role, membership=f"GRANT {role} TO CURRENT_USER{options};"))
-        if bind.scalar(text("SELECT to_regrole(:role) IS NOT NULL"), {"role": role}):
-            for statement in GRANTS[role]:
-                op.execute(statement)
-            if role in POLICIES:
-                for table in TABLES:
-                    op.execute(f"CREATE POLICY {role} ON {table} {POLICIES[role]}")
-            if role == "spanledger_sink":
-                op.execute(BYPASS)
     op.execute("SELECT spanledger_ensure_partitions((now() AT TIME ZONE 'UTC')::date - 1, 9)")
-
-
-# A role that somebody else is a member of is in use.
-DROP_ROLE = """
-DO $$
-BEGIN
-    IF NOT EXISTS (
-        SELECT FROM pg_auth_members
-        WHERE roleid = to_regrole('{role}') AND member <> current_user::regrole
-    ) THEN
-        DROP ROLE IF EXISTS {role};
-    END IF;
-EXCEPTION WHEN dependent_objects_still_exist OR insufficient_privilege THEN
-    RAISE NOTICE 'role {role} stays: another database uses it, or % may not drop it', current_user;
-END
-$$
-"""
 
 
 def downgrade() -> None:
     op.execute("DROP VIEW grafana_executions, grafana_steps")
     op.execute("DROP TABLE agent_executions, execution_steps")
     op.execute("DROP FUNCTION spanledger_ensure_partitions")
-    for role in ROLES:
-        op.execute(DROP_ROLE.format(role=role))

@@ -79,7 +79,8 @@ class Service:
                 if answer.json()["status"] == status:
                     return self
             time.sleep(0.05)
-        raise AssertionError(f"not {status} within {seconds:.0f} s: {answer and answer.text}")
+        self.process.kill()
+        raise AssertionError(f"not {status} within {seconds:.0f} s: {answer and answer.text}; {self.end()}")
 
     def ask(self, body: dict[str, Any] = SEED) -> dict[str, Any]:
         """Run an agent: the data of the last event of its stream."""

@@ -7,8 +7,6 @@ import os
 import signal
 import stat
 import subprocess
-import sys
-import textwrap
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,8 +17,8 @@ import pytest
 from sqlalchemy import make_url
 
 from app import postmaster
-from app.embedded import SOCKET_DIR_MAX, EmbeddedPostgres, EmbeddedPostgresError, server_account
-from tests.conftest import memory_disk, reachable_directory
+from app.embedded import SOCKET_DIR_MAX, EmbeddedPostgres, EmbeddedPostgresError
+from tests.conftest import memory_disk, owner, reachable_directory
 
 ROOT = Path(__file__).resolve().parents[2]
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root runs the server as another user")
@@ -69,40 +67,6 @@ def pid_of(postgres: EmbeddedPostgres) -> int:
     running = postmaster.running(postgres.pgdata)
     assert running is not None
     return running.pid
-
-
-def owner(data_dir: Path, *then: str, **options: Any) -> subprocess.Popen[str]:
-    """Another process that starts the server and then does something."""
-    script = f"""
-        import os, signal
-        from pathlib import Path
-        from app.embedded import EmbeddedPostgres
-        url = EmbeddedPostgres(Path({str(data_dir)!r})).start()
-        print(url, flush=True)
-    """
-    lines = textwrap.dedent(script) + "\n".join(then)
-    python = options.pop("python", sys.executable)
-    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), **options.pop("env", {})}
-    return subprocess.Popen(
-        [python, "-c", lines], stdout=subprocess.PIPE, text=True, env=environment, cwd="/", **options
-    )
-
-
-@pytest.fixture
-def ordinary_user() -> dict[str, Any]:
-    """How Popen starts a Python as somebody else; ours may lie below root's home."""
-    account = server_account()
-    options: dict[str, Any] = {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}
-    packages = [str(ROOT), *(path for path in sys.path if path.endswith("site-packages"))]
-    for python in (sys.executable, "/usr/bin/python3"):
-        try:
-            probe = [python, "-c", "import sys, app.embedded; sys.exit(sys.version_info < (3, 11))"]
-            env = {"PYTHONPATH": ":".join(packages)}
-            if subprocess.run(probe, env=env, cwd="/", check=False, **options).returncode == 0:
-                return {"python": python, "env": env, **options}
-        except PermissionError:
-            continue
-    pytest.skip("no Python here that an ordinary user may run")
 
 
 SUICIDE = "os.kill(os.getpid(), signal.SIGKILL)"
