@@ -190,7 +190,7 @@ class Settings(BaseSettings):
         default=(), description="Regular expressions, separated by semicolons, whose matches are redacted as well."
     )
     retention_days: int = Field(
-        default=35, ge=1, le=3650, description="Days a row counts; older ones are neither shown nor taken in."
+        default=35, ge=1, le=400, description="Days a row counts; older ones are neither shown nor taken in."
     )
     agent_timeout_seconds: float = Field(
         default=120.0, gt=0, le=3600, description="Longest run of one agent, in seconds; then it is a `timeout`."

@@ -14,13 +14,7 @@ from opentelemetry import trace
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
-from opentelemetry.sdk.trace.sampling import (
-    ALWAYS_OFF,
-    ALWAYS_ON,
-    DEFAULT_ON,
-    AlwaysRecordSampler,
-    Sampler,
-)
+from opentelemetry.sdk.trace.sampling import ALWAYS_ON, DEFAULT_ON, Decision, Sampler, StaticSampler
 from prometheus_client import REGISTRY, CollectorRegistry
 
 from .content import Content
@@ -32,6 +26,7 @@ from .pipeline import PipelineCollector
 from .prices import Prices
 from .processor import ExecutionProcessor
 from .runs import OpenSpans
+from .sampling import AlwaysRecord
 from .scope import Runtime
 from .spool import Spool
 
@@ -57,6 +52,7 @@ class Telemetry:
         prices: Prices,
         content: Content,
         service: Service,
+        processor: ExecutionProcessor,
     ) -> None:
         self.tracer_provider = tracer_provider
         self.registry = registry
@@ -66,6 +62,7 @@ class Telemetry:
         self.prices = prices
         self.content = content
         self.service = service
+        self._processor = processor
 
     @property
     def instance_id(self) -> str:
@@ -89,8 +86,9 @@ class Telemetry:
         install(None)
         deadline = time.monotonic() + timeout
         drained = self.sink.stop(timeout) if self.sink is not None else True
+        self._processor.shutdown()
         self.spool.close()
-        # Rows first: a batch processor's flush knows no deadline (opentelemetry-python#4568).
+        # Rows first: a batch processor's flush knows no deadline.
         self.tracer_provider.force_flush(max(1, int((deadline - time.monotonic()) * 1000)))
         return drained
 
@@ -141,7 +139,7 @@ def configure(
     processor = ExecutionProcessor(spool, metrics, spans, prices, content, guard, retention=retention.total_seconds())
     provider = _attach(processor, tracer_provider, resource, sampler, span_exporter)
     unsampled = TracerProvider(
-        sampler=AlwaysRecordSampler(ALWAYS_OFF),
+        sampler=StaticSampler(Decision.RECORD_ONLY),
         resource=provider.resource,
         shutdown_on_exit=False,
         id_generator=provider.id_generator,
@@ -156,7 +154,7 @@ def configure(
     registry.register(PipelineCollector(processor, spool, sink, spans, guard))
     install(Runtime(provider.get_tracer(_SCOPE), unsampled.get_tracer(_SCOPE), spans, content, capture_content, guard))
     service = Service.from_resource(provider.resource)
-    return Telemetry(provider, registry, metrics, spool, sink, prices, content, service)
+    return Telemetry(provider, registry, metrics, spool, sink, prices, content, service, processor)
 
 
 def _attach(
@@ -169,17 +167,17 @@ def _attach(
     """The host's provider with our processor added, or one of our own."""
     existing = provider if provider is not None else trace.get_tracer_provider()
     if isinstance(existing, TracerProvider):
-        if existing.sampler is not ALWAYS_ON and not isinstance(existing.sampler, AlwaysRecordSampler):
+        if existing.sampler is not ALWAYS_ON and not isinstance(existing.sampler, AlwaysRecord):
             _logger.warning(
                 "the host's sampler %s may drop spans of instrumented libraries before they are counted; "
-                "wrap it in opentelemetry.sdk.trace.sampling.AlwaysRecordSampler",
+                "wrap it in AlwaysRecord, of this package's module sampling",
                 existing.sampler.get_description(),
             )
         existing.add_span_processor(processor)
         return existing
     instance = Resource({"service.instance.id": str(uuid.uuid4())})
     resource = instance.merge(resource if resource is not None else Resource.create())
-    made = TracerProvider(sampler=AlwaysRecordSampler(sampler or DEFAULT_ON), resource=resource)
+    made = TracerProvider(sampler=AlwaysRecord(sampler or DEFAULT_ON), resource=resource)
     made.add_span_processor(processor)
     if exporter is not None:
         made.add_span_processor(BatchSpanProcessor(exporter))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -11,7 +12,8 @@ import orjson
 from .redact import Redactor
 
 _OPTIONS = orjson.OPT_NON_STR_KEYS | orjson.OPT_UTC_Z
-_DECODE_LIMIT = 8  # times the cap: a larger payload is cut as text, not walked as JSON
+_DECODE_LIMIT = 8  # times the cap: a larger payload is cut as text before anything else, not walked as JSON
+_NUL = re.compile(rb"(?<!\\)((?:\\\\)*)\\u0000")  # jsonb takes no NUL; an escaped backslash before `u0000` is none
 
 
 class Content:
@@ -32,38 +34,56 @@ class Content:
         """`value` as JSON text in UTF-8, redacted and capped; None for None. Never raises."""
         if value is None:
             return None
-        raw = self._redactor.json(_dumps(value), value)
-        if len(raw) > self.max_bytes:
-            raw = self._cap(raw)
-        return raw.replace(b"\\u0000", b"\\ufffd") if b"\\u0000" in raw else raw
+        written = _dumps(value)
+        limit = self.max_bytes * _DECODE_LIMIT
+        if len(written) > limit:
+            cut = written[:limit] + b'"'  # the quote closes a secret that the cut left open
+            raw = self._head(self._redactor.text(cut), len(written))
+        else:
+            raw = self._redactor.json(written, value)
+            if raw != written and not _is_json(raw):  # a pattern took a quote or half an escape with it
+                raw = orjson.dumps(raw.decode("utf-8", "replace"))
+            if len(raw) > self.max_bytes:
+                raw = self._cap(raw)
+        return _NUL.sub(rb"\1\\ufffd", raw) if b"\\u0000" in raw else raw
 
     def encode_json(self, text: str) -> bytes | None:
         """A payload that is JSON text already, as the conventions' message attributes are; else a JSON string."""
         try:
-            return self.encode(orjson.loads(text))
+            value = orjson.loads(text)
         except orjson.JSONDecodeError:
             return self.encode(text)
+        return b"null" if value is None else self.encode(value)
 
     def text(self, value: str) -> str:
         """A plain text (an error message, a stack trace, a log line), redacted and capped."""
-        raw = value.encode("utf-8", "replace")
-        raw = self._redactor.text(raw[: self.max_bytes * _DECODE_LIMIT])
-        if len(raw) > self.max_bytes:
-            raw = raw[: self.max_bytes] + f"… [{len(raw)} bytes]".encode()
-        return raw.decode("utf-8", "replace").replace("\0", "\ufffd")
+        raw = self._redactor.text(value[: self.max_bytes * _DECODE_LIMIT].encode("utf-8", "replace"))
+        text = raw[: self.max_bytes].decode("utf-8", "ignore").replace("\0", "\ufffd")
+        return text if len(raw) <= self.max_bytes else f"{text}… [{len(value)} characters]"
 
     def _cap(self, raw: bytes) -> bytes:
         """Cut a JSON text to `max_bytes`: strings and containers are shortened, and say by how much."""
-        if len(raw) <= self.max_bytes * _DECODE_LIMIT:
-            budget = self.max_bytes * 3 // 4
-            while budget > 64:
-                cut = orjson.dumps(_shorten(orjson.loads(raw), [budget]))
-                if len(cut) <= self.max_bytes:
-                    return cut
-                budget //= 2
+        budget = self.max_bytes * 3 // 4
+        while budget > 64:
+            cut = orjson.dumps(_shorten(orjson.loads(raw), [budget]))
+            if len(cut) <= self.max_bytes:
+                return cut
+            budget //= 2
+        return self._head(raw, len(raw))
+
+    def _head(self, raw: bytes, size: int) -> bytes:
+        """The beginning of a JSON text, as a string in an object that says how many bytes it had."""
         head = raw[: self.max_bytes // 2].decode("utf-8", "ignore")
-        cut = orjson.dumps({"truncated": f"{len(raw)} bytes", "head": head})
-        return cut if len(cut) <= self.max_bytes else orjson.dumps({"truncated": f"{len(raw)} bytes"})
+        cut = orjson.dumps({"truncated": f"{size} bytes", "head": head})
+        return cut if len(cut) <= self.max_bytes else orjson.dumps({"truncated": f"{size} bytes"})
+
+
+def _is_json(raw: bytes) -> bool:
+    try:
+        orjson.loads(raw)
+    except orjson.JSONDecodeError:
+        return False
+    return True
 
 
 def _dumps(value: object) -> bytes:

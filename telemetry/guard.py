@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections import Counter
@@ -23,4 +24,5 @@ class Guard:
         now = time.monotonic()
         if now - self._logged.get(where, -_QUIET) >= _QUIET:
             self._logged[where] = now
-            _logger.exception("error in spanledger at %s (%d so far); the agent goes on", where, self.counts[where])
+            with contextlib.suppress(Exception):  # a handler of the host's
+                _logger.exception("error in spanledger at %s (%d so far); the agent goes on", where, self.counts[where])

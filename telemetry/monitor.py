@@ -182,6 +182,9 @@ def _set_messages(span: Span, name: str, role: str, payload: bytes | None) -> No
 class AgentMonitor:
     """Makes executions of agents visible. Unconfigured, everything here passes through and does nothing.
 
+    A deadline set outside the agent (`asyncio.timeout` around the call) reaches it as a cancellation and is stored as
+    `cancelled`; one set inside is a `timeout`.
+
     Args:
         runtime: Where executions go; by default the telemetry this process has configured, asked for at each call.
     """

@@ -62,8 +62,10 @@ class Prices:
             price = calc_price(
                 counts, model, provider_id=_PROVIDERS.get(provider, provider), genai_request_timestamp=when
             )
-        except LookupError:
+        except LookupError:  # no such provider or model, by now or ever
             if len(self._unknown) < 4096:
                 self._unknown.add((provider, model))
+            return None
+        except ValueError:  # counts that contradict each other, such as more from the cache than there was
             return None
         return price.total_price

@@ -127,7 +127,9 @@ class Scope:
             self._started = time.time_ns()
             arguments = (self._name, self._within, self._kind, self._attributes, (), self._started)
             span = runtime.tracer.start_span(*arguments)
-            if not span.is_recording():
+            sampled = span.get_span_context().trace_flags.sampled
+            if not sampled and semconv.OPERATION not in getattr(span, "attributes", ()):
+                span.end()  # dropped, or recorded without its attributes, as the SDK's AlwaysRecordSampler does it
                 span = runtime.unsampled.start_span(*arguments)
             self._span = span
             self._context = set_span_in_context(span, self._within)

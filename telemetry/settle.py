@@ -7,7 +7,7 @@ from typing import Any
 import psycopg
 
 # Own usage from the execution's own steps; totals from those of every execution below it. Idempotent: it sets what
-# the steps say, whatever was there before.
+# the steps say, whatever was there before. UNION, not UNION ALL: a sender may say that spans are each other's parents.
 _SETTLE = """
 WITH RECURSIVE own AS (
     SELECT e.trace_id, e.span_id, e.created_at, e.parent_agent_span_id,
@@ -23,11 +23,10 @@ WITH RECURSIVE own AS (
     WHERE e.trace_id = ANY(%(traces)s)
     GROUP BY e.trace_id, e.span_id, e.created_at, e.parent_agent_span_id
 ), below AS (
-    SELECT trace_id, span_id AS top, span_id, 0 AS depth FROM own
-    UNION ALL
-    SELECT o.trace_id, b.top, o.span_id, b.depth + 1
+    SELECT trace_id, span_id AS top, span_id FROM own
+    UNION
+    SELECT o.trace_id, b.top, o.span_id
     FROM below b JOIN own o ON o.trace_id = b.trace_id AND o.parent_agent_span_id = b.span_id
-    WHERE b.depth < 100
 ), total AS (
     SELECT b.trace_id, b.top, sum(o.input_tokens + o.output_tokens) AS tokens, sum(o.cost_usd) AS cost_usd
     FROM below b JOIN own o ON o.trace_id = b.trace_id AND o.span_id = b.span_id
@@ -49,7 +48,7 @@ SET tokens_used = o.input_tokens + o.output_tokens,
     cost_usd = o.cost_usd,
     cost_total_usd = t.cost_usd,
     cost_source = CASE
-        WHEN cardinality(sources.sources) <= 1 THEN sources.sources[1]
+        WHEN sources.sources[2] IS NULL THEN sources.sources[1]
         WHEN sources.sources && ARRAY['unknown', 'partial'] THEN 'partial'
         ELSE 'mixed'
     END

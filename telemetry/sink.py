@@ -8,10 +8,13 @@ set aside, so that one bad row never holds up the rest.
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import random
 import threading
 import time
+import weakref
 from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
@@ -32,6 +35,13 @@ _NAMES = {EXECUTIONS: "agent_executions", STEPS: "execution_steps"}
 _COLUMNS = {EXECUTIONS: EXECUTION_COLUMNS, STEPS: STEP_COLUMNS}
 _CREATED_AT, _TRACE_ID = EXECUTION_COLUMNS.index("created_at"), EXECUTION_COLUMNS.index("trace_id")
 _UNAVAILABLE = (psycopg.OperationalError, psycopg.InterfaceError)
+# What is wrong with a row, not with Postgres; the last two, such as an id too long to be indexed, count as operational.
+_REFUSED = (psycopg.DataError, psycopg.IntegrityError, errors.ProgramLimitExceeded, errors.StatementTooComplex)
+# LIKE would need SELECT on the whole table, and our role may read keys and usage only.
+_COLUMN_TYPES = """
+    SELECT string_agg(format('%%I %%s', attname, format_type(atttypid, atttypmod)), ', ')
+    FROM pg_attribute WHERE attrelid = %s::regclass AND attnum > 0 AND NOT attisdropped
+"""
 
 
 class PostgresSink:
@@ -63,14 +73,32 @@ class PostgresSink:
         self._interval = interval
         self._retention = retention
         self._connection: Connection | None = None
+        self._inherited: Connection | None = None
         self._staged_only = False
         self._draining = threading.Lock()
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="spanledger-sink", daemon=True)
+        self._thread = self._new_thread()
+        forked = weakref.WeakMethod(self._after_fork)
+        os.register_at_fork(after_in_child=lambda: (sink := forked()) and sink())
 
     def start(self) -> None:
         """Start the thread."""
         self._thread.start()
+
+    def _new_thread(self) -> threading.Thread:
+        return threading.Thread(target=self._run, name="spanledger-sink", daemon=True)
+
+    def _after_fork(self) -> None:
+        """A child has none of our threads, and may not speak on its parent's connection."""
+        running = self._thread.ident is not None and not self._stopping.is_set()
+        self._inherited, self._connection = self._connection, None
+        if self._inherited is not None:
+            with contextlib.suppress(psycopg.Error, OSError):  # not close(): that ends the parent's session
+                os.close(self._inherited.fileno())
+        self._draining, self._stopping = threading.Lock(), threading.Event()
+        self._thread = self._new_thread()
+        if running:
+            self._thread.start()
 
     def stop(self, timeout: float = 10.0) -> bool:
         """Drain once more and stop; False when something is left on disk (it is adopted at the next start)."""
@@ -79,9 +107,8 @@ class PostgresSink:
         if self._thread.is_alive():
             self._thread.join(timeout)
         drained = self.drain(max(0.0, deadline - time.monotonic()))
-        if drained and self._connection is not None:
-            self._connection.close()
-            self._connection = None
+        if not self._thread.is_alive():
+            self._hang_up()
         return drained
 
     def drain(self, timeout: float = 10.0) -> bool:
@@ -91,12 +118,13 @@ class PostgresSink:
             return False
         suppressed = otel_context.attach(otel_context.set_value(otel_context._SUPPRESS_INSTRUMENTATION_KEY, True))
         try:
-            self._spool.seal()
+            self._seal()
             for segment in self._spool.ready():
                 if time.monotonic() > deadline:
                     return False
                 self._load(segment)
                 segment.remove()
+            self._spool.look()
             self.last_success = time.time()
             return True
         except _UNAVAILABLE as error:
@@ -121,13 +149,17 @@ class PostgresSink:
             else:
                 pause = min(30.0, max(1.0, pause * 2)) * random.uniform(0.75, 1.25)
 
+    def _seal(self) -> None:
+        try:
+            self._spool.seal()
+        except OSError:  # the disk would not commit, or is gone: what it still has can be loaded
+            self._guard.report("spool")
+
     def _hang_up(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
-            try:
+            with contextlib.suppress(psycopg.Error):
                 connection.close()
-            except psycopg.Error:
-                pass
 
     def _load(self, segment: Segment) -> None:
         lines = {table: segment.read(table) for table in TABLES}
@@ -140,7 +172,7 @@ class PostgresSink:
         except errors.FeatureNotSupported:  # row-level security binds our role, and COPY will not have it
             self._staged_only = True
             self._load_staged(connection, lines)
-        except (psycopg.DataError, psycopg.IntegrityError):
+        except _REFUSED:
             self._load_staged(connection, lines)
 
     def _load_straight(self, connection: Connection, lines: dict[str, bytes]) -> None:
@@ -156,7 +188,10 @@ class PostgresSink:
         self._make_partitions(connection, lines)
         for table, data in lines.items():
             self._store(connection, table, data.splitlines(keepends=True))
-        settle(connection, _late_traces(lines))
+        try:
+            settle(connection, _late_traces(lines))
+        except psycopg.DataError:  # sums beyond what a bigint holds; the rows are stored, their totals as they came
+            self._guard.report("sink")
 
     def _store(self, connection: Connection, table: str, lines: list[bytes]) -> None:
         """Insert lines through a staging table; halve them until those that Postgres refuses stand alone."""
@@ -166,11 +201,8 @@ class PostgresSink:
         staging = sql.Identifier("spanledger_staging")
         try:
             with connection.transaction(), connection.cursor() as cursor:
-                cursor.execute(
-                    sql.SQL("CREATE TEMP TABLE {} (LIKE {} INCLUDING DEFAULTS) ON COMMIT DROP").format(
-                        staging, sql.Identifier(name)
-                    )
-                )
+                (types,) = cursor.execute(_COLUMN_TYPES, (name,)).fetchone() or ("",)
+                cursor.execute(sql.SQL("CREATE TEMP TABLE {} ({}) ON COMMIT DROP").format(staging, sql.SQL(types)))
                 _copy(connection, staging, table, b"".join(lines))
                 cursor.execute(
                     sql.SQL("INSERT INTO {} ({}) SELECT {} FROM {} ON CONFLICT DO NOTHING").format(
@@ -178,7 +210,7 @@ class PostgresSink:
                     )
                 )
                 inserted = cursor.rowcount
-        except (psycopg.DataError, psycopg.IntegrityError) as error:
+        except _REFUSED as error:
             if len(lines) > 1:
                 middle = len(lines) // 2
                 self._store(connection, table, lines[:middle])
@@ -196,7 +228,8 @@ class PostgresSink:
         today = datetime.now(UTC).date()
         for day in sorted(_days(lines)):
             if today - self._retention <= day <= today + timedelta(days=1):
-                connection.execute("SELECT spanledger_ensure_partitions(%s)", (day,))
+                with contextlib.suppress(psycopg.DataError):  # further back than Postgres makes any: rows are set aside
+                    connection.execute("SELECT spanledger_ensure_partitions(%s)", (day,))
 
     def _connected(self) -> Connection:
         if self._connection is None or self._connection.closed:
@@ -214,15 +247,14 @@ def _copy(connection: Connection, target: sql.Identifier, table: str, data: byte
 
 def _late_traces(lines: dict[str, bytes]) -> list[str]:
     """Traces in which something ended after the execution above it: their totals are settled from the steps."""
-    return sorted(
-        {
-            line.split(b"\t", _TRACE_ID + 1)[_TRACE_ID].decode()
-            for data in lines.values()
-            if data.startswith(b"t\t") or b"\nt\t" in data
-            for line in data.splitlines()
-            if line.startswith(b"t\t")
-        }
-    )
+    traces = {
+        line.split(b"\t", _TRACE_ID + 1)[_TRACE_ID]
+        for data in lines.values()
+        if data.startswith(b"t\t") or b"\nt\t" in data
+        for line in data.splitlines()
+        if line.startswith(b"t\t")
+    }
+    return sorted(trace.decode() for trace in traces if trace.isalnum())  # else a bad row: halving finds it
 
 
 def _days(lines: dict[str, bytes]) -> set[date]:
@@ -241,7 +273,7 @@ def _days(lines: dict[str, bytes]) -> set[date]:
 def _reason(error: psycopg.Error) -> str:
     if isinstance(error, errors.CheckViolation) and error.diag.constraint_name is None:
         return "timestamp"  # no partition, and none may be made: outside the retention window
-    return "data" if isinstance(error, psycopg.DataError) else "constraint"
+    return "constraint" if isinstance(error, psycopg.IntegrityError) else "data"
 
 
 def _first_line(error: BaseException) -> str:

@@ -117,6 +117,7 @@ class Spool:
         self._fds: dict[str, int] = {}
         self._sizes = dict.fromkeys(TABLES, 0)
         self._full: list[tuple[int, dict[str, int]]] = []
+        self._full_bytes = 0
         self._closed = False
         self.look()
 
@@ -185,7 +186,7 @@ class Spool:
         """Put the open segment aside, to be sealed; the next line opens another."""
         if self._fds:
             self._full.append((self._number, self._fds))
-            self._backlog += sum(self._sizes.values())
+            self._full_bytes += sum(self._sizes.values())
             self._fds, self._sizes = {}, dict.fromkeys(TABLES, 0)
 
     def seal(self) -> None:
@@ -197,6 +198,8 @@ class Spool:
         with self._lock:  # writers wait for the swap only, not for the disk
             self._turn()
             full, self._full = self._full, []
+            self._backlog += self._full_bytes
+            self._full_bytes = 0
         refused: OSError | None = None
         for number, fds in full:
             try:
@@ -229,7 +232,8 @@ class Spool:
         text = (json.dumps({**record, "line": line.decode("utf-8", "replace")}) + "\n").encode()
         path = self.directory / REJECTED
         if _size(path) > REJECTED_BYTES:
-            path.replace(path.with_suffix(".1.ndjson"))
+            with contextlib.suppress(FileNotFoundError):  # another process was first
+                path.replace(path.with_suffix(".1.ndjson"))
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         try:
             if os.write(fd, text) < len(text):
@@ -251,8 +255,8 @@ class Spool:
         return segments
 
     def pending_bytes(self) -> int:
-        """Bytes that wait: the sealed backlog as of the last look, and the open segment."""
-        return self._backlog + sum(self._sizes.values())
+        """Bytes that wait: the sealed backlog as of the last look, and what this process has yet to seal."""
+        return self._backlog + self._full_bytes + sum(self._sizes.values())
 
     def _segments(self) -> Iterator[Segment]:
         for path in self.directory.glob(f"*/*.{VERSION}.{EXECUTIONS}"):

@@ -67,6 +67,7 @@ class OpenAIServer:
         self.json = CARDS_AND_QUESTIONS
         self.delay_seconds = 0.2
         self.requests: list[dict[str, Any]] = []
+        self.traceparents: list[str] = []
         self.usage = ReportedUsage()
         self._faults: deque[Fault] = deque()
 
@@ -93,6 +94,7 @@ class OpenAIServer:
             more = message.get("more_body", False)
         request = json.loads(body)
         self.requests.append(request)
+        self.traceparents += [value.decode() for name, value in scope["headers"] if name == b"traceparent"]
         fault = self._faults.popleft() if self._faults else None
         if fault in _ERRORS:
             status, kind = _ERRORS[fault]

@@ -10,10 +10,12 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import TypeVar
 
+import httpx2
 import openai
 from openai.types.chat import ChatCompletionMessageParam
 from opentelemetry.instrumentation.genai.openai import OpenAIInstrumentor
 from opentelemetry.trace import TracerProvider
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from pydantic import BaseModel, ValidationError
 
 from telemetry import Run
@@ -115,10 +117,16 @@ async def open_chat_completions(
             api_key=api_key or "none",
             base_url=base_url or "https://api.openai.com/v1",  # said here, so that no environment is read
             timeout=timeout_seconds,
+            http_client=openai.DefaultAsyncHttpxClient(event_hooks={"request": [_continue_trace]}),
         ) as client:
             yield ChatCompletionsEngine(client, model)
     finally:
         instrumentor.uninstrument()
+
+
+async def _continue_trace(request: httpx2.Request) -> None:
+    """W3C trace context for a server that traces too. Never baggage: it would carry what is none of its business."""
+    TraceContextTextMapPropagator().inject(request.headers)
 
 
 @contextmanager

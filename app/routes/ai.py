@@ -77,7 +77,7 @@ class EventStream(StreamingResponse):
                 yield format_sse_event(event=event.name, data_str=event.model_dump_json())
 
 
-@router.post("/process-stream", response_class=EventStream)
+@router.post("/process-stream", status_code=200, response_class=EventStream)
 async def process_stream(body: AgentRequest, request: Request) -> EventStream:
     """Run an agent and stream `progress`, `partial` and, last, `result` or `error`.
 

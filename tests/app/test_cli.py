@@ -74,7 +74,7 @@ def test_wrong_settings_are_a_line_each(command: tuple[str, ...], data_dir: Path
         assert service.end() == (
             2,
             "",
-            "spanledger: RETENTION_DAYS must be a whole number, at least 1, at most 3650\n"
+            "spanledger: RETENTION_DAYS must be a whole number, at least 1, at most 400\n"
             "spanledger: LOG_LEVEL has an unknown value; "
             "allowed: 'debug', 'info', 'warning', 'error' or 'critical'\n",
         )

@@ -6,6 +6,8 @@ import os
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, MutableMapping
@@ -299,3 +301,24 @@ def test_reloading_leaves_one_service_and_one_server(data_dir: Path, tmp_path: P
         assert server is not None
         service.stop()
         assert (exists(int(owner)), exists(server)) == (False, False)
+
+
+def test_a_plain_start_imports_nothing_heavy() -> None:
+    script = (
+        "import sys, uvicorn, app.cli, app.main, opentelemetry.instrumentation.fastapi\n"
+        "app.main.create_app(app.main.Settings.load(None))\n"
+        "print(*{'alembic', 'genai_prices', 'grpc', 'numpy', 'openai', 'requests'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "\n"
+
+
+def test_the_api_describes_itself(tmp_path: Path) -> None:
+    paths = create_app(Settings(spanledger_data_dir=tmp_path)).openapi()["paths"]
+    assert {
+        "/api/ai/process-stream",
+        "/api/admin/metrics",
+        "/api/admin/errors",
+        "/api/admin/user-activity/{user_id}",
+        "/metrics",
+    } <= set(paths)

@@ -106,11 +106,15 @@ class Observed:
         """A sample of the pipeline's own metrics."""
         return self.registry.get_sample_value(name, labels)
 
-    def samples(self, name: str) -> list[Sample]:
-        """What a scrape in the OpenMetrics format gives for this name."""
-        text = generate_latest(self.registry).decode()
-        families = text_string_to_metric_families(text)  # type: ignore[no-untyped-call]  # the library's own gap
-        return [sample for family in families for sample in family.samples if sample.name == name]
+    def scrape(self) -> str:
+        """What /metrics gives in the OpenMetrics format."""
+        text: bytes = generate_latest(self.registry)  # type: ignore[no-untyped-call]  # the library leaves it untyped
+        return text.decode()
+
+    def samples(self, name: str = "") -> list[Sample]:
+        """What a scrape gives for this name, or at all, as OpenMetrics' own parser reads it."""
+        families = text_string_to_metric_families(self.scrape())  # type: ignore[no-untyped-call]  # likewise
+        return [sample for family in families for sample in family.samples if name in ("", sample.name)]
 
     def errors(self) -> dict[str, float]:
         """Our own errors by place, without the zeros."""

@@ -153,9 +153,6 @@ def test_the_input_is_taken_at_the_start_and_may_be_replaced(observed: Observed)
     assert observed.execution("b")["input_data"] == '{"later":true}'
 
 
-@pytest.mark.xfail(
-    strict=True, reason="runs.py: an ended execution keeps its payloads and its Run (for up to 4096 executions)"
-)
 def test_an_ended_run_lets_its_payloads_go(observed: Observed) -> None:
     class Document: ...
 
@@ -236,20 +233,29 @@ def test_a_timeout_raised_is_a_timeout(observed: Observed) -> None:
 
 @pytest.mark.anyio
 async def test_a_deadline_inside_the_agent_is_a_timeout(observed: Observed) -> None:
-    with pytest.raises(TimeoutError), observed.monitor.execution("a") as run:
+    @observed.monitor.agent("a")
+    async def agent() -> None:
+        run = current_run()
+        assert run is not None
         async with asyncio.timeout(0.01):
             with run.inference(provider="p", model="m"):
                 await asyncio.sleep(60)
+
+    with pytest.raises(TimeoutError):
+        await agent()
     assert (observed.execution("a")["status"], observed.steps[0]["status"]) == ("timeout", "cancelled")
 
 
 @pytest.mark.anyio
 async def test_a_deadline_outside_the_agent_reaches_it_as_a_cancellation(observed: Observed) -> None:
     """Known limit: the agent sees a CancelledError and cannot know why it came."""
+
+    @observed.monitor.agent("a")
+    async def agent() -> None:
+        await asyncio.sleep(60)
+
     with pytest.raises(TimeoutError):
-        async with asyncio.timeout(0.01):
-            with observed.monitor.execution("a"):
-                await asyncio.sleep(60)
+        await asyncio.wait_for(agent(), 0.01)
     assert observed.statuses() == {"a": "cancelled"}
 
 
@@ -410,7 +416,7 @@ async def test_current_run_is_the_innermost_open_one(observed: Observed) -> None
 @pytest.mark.parametrize(
     ("owner", "method", "where", "stored"),
     [
-        (Metrics, "observe_execution", {"on_end": 1.0}, True),
+        (Metrics, "observe_execution", {"metrics": 1.0}, True),
         (Metrics, "started", {"on_start": 1.0}, True),
         (Spool, "append", {"on_end": 1.0}, False),
         (Content, "encode", {"monitor": 3.0}, True),
@@ -431,10 +437,15 @@ def test_an_error_of_ours_never_reaches_the_agent(
     error = KeyError("the agent's own")
     with monkeypatch.context() as patch:
         patch.setattr(owner, method, broken)
-        with pytest.raises(KeyError) as caught, observed.monitor.execution("a", input="x") as run:
-            run.input = "y"
-            run.output = "z"
-            raise error
+
+        def agent() -> None:
+            with observed.monitor.execution("a", input="x") as run:
+                run.input = "y"
+                run.output = "z"
+                raise error
+
+        with pytest.raises(KeyError) as caught:
+            agent()
     assert caught.value is error
     assert observed.errors() == where
     assert [row["status"] for row in observed.executions] == (["failure"] if stored else [])
@@ -454,18 +465,23 @@ def test_an_exception_that_cannot_be_printed_is_still_a_failure(observed: Observ
 
 def test_unconfigured_everything_passes_through_and_gives_zeros() -> None:
     error = ValueError("mine")
-    with pytest.raises(ValueError, match="mine") as caught, AgentMonitor().execution("a", user_id="u") as run:
-        with run.inference(provider="p", model="m") as call:
-            call.first_chunk()
-            call.usage(input_tokens=1, cost_usd=0.5)
-        with run.tool("t") as tool:
-            tool.output = 1
-        run.items("cards", 1)
-        run.record_usage(provider="p", model="m", input_tokens=1)
-        run.input, run.output = 1, 2
-        assert (run.trace_id, run.span_id, run.tokens_total, run.cost_total_usd) == ("0" * 32, "0" * 16, 0, None)
-        assert current_run() is None
-        raise error
+
+    def agent() -> None:
+        with AgentMonitor().execution("a", user_id="u") as run:
+            with run.inference(provider="p", model="m") as call:
+                call.first_chunk()
+                call.usage(input_tokens=1, cost_usd=0.5)
+            with run.tool("t") as tool:
+                tool.output = 1
+            run.items("cards", 1)
+            run.record_usage(provider="p", model="m", input_tokens=1)
+            run.input, run.output = 1, 2
+            assert (run.trace_id, run.span_id, run.tokens_total, run.cost_total_usd) == ("0" * 32, "0" * 16, 0, None)
+            assert current_run() is None
+            raise error
+
+    with pytest.raises(ValueError, match="mine") as caught:
+        agent()
     assert caught.value is error
 
 

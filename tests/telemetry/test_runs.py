@@ -23,6 +23,7 @@ from tests.telemetry.observed import Observed, three_sums, total
 
 AGENT = {"gen_ai.operation.name": "invoke_agent", "gen_ai.agent.name": "a"}
 CHAT = {"gen_ai.operation.name": "chat", "gen_ai.provider.name": "p", "gen_ai.request.model": "m"}
+TEN = (10, Decimal(0))
 
 
 def context(span_id: int, trace_id: int = 1) -> SpanContext:
@@ -61,7 +62,7 @@ def test_a_call_outside_any_agent_is_an_execution_of_its_own(observed: Observed)
         "10",
     )
     assert (step["agent_span_id"], step["span_id"], step["late"]) == (row["span_id"], row["span_id"], "f")
-    assert three_sums(observed) == ((10, 0), (10, 0), (10, 0))
+    assert three_sums(observed) == (TEN, TEN, TEN)
 
 
 @pytest.mark.parametrize("inside_agent", [True, False])
@@ -84,7 +85,7 @@ def test_a_wrapper_around_a_call_repeats_its_usage_and_is_not_counted(observed: 
     assert [step["input_tokens"] for step in observed.steps] == ["10", None]
     (row,) = observed.executions
     assert (row["tokens_used"], row["is_root"]) == ("10", "t")
-    assert three_sums(observed) == ((10, 0), (10, 0), (10, 0))
+    assert three_sums(observed) == (TEN, TEN, TEN)
 
 
 def test_a_wrapper_around_a_call_without_usage_is_counted(observed: Observed) -> None:
@@ -128,8 +129,8 @@ def test_a_foreign_agent_counts_only_beyond_its_descendants(
     assert [(step["input_tokens"], step["agent_span_id"], step["parent_span_id"]) for step in own] == (
         [] if extra is None else [(str(extra), row["span_id"], row["span_id"])]
     )
-    expected = (30 + (extra or 0), 0)
-    assert three_sums(observed) == (expected,) * 3
+    expected = (30 + (extra or 0), Decimal(0))
+    assert three_sums(observed) == (expected, expected, expected)
 
 
 @pytest.mark.xfail(strict=True, reason="runs.py/processor.py: a span that becomes an agent after its start")
@@ -140,14 +141,14 @@ def test_a_foreign_agent_that_says_so_after_its_start_counts_nothing_twice(obser
             call.set_attribute("gen_ai.usage.input_tokens", 10)
         agent.set_attribute("gen_ai.usage.input_tokens", 10)
     assert total(observed.steps, "input_tokens") == 10
-    assert three_sums(observed) == ((10, 0),) * 3
+    assert three_sums(observed) == (TEN, TEN, TEN)
 
 
 @pytest.mark.xfail(strict=True, reason="runs.py/processor.py: a span that becomes a model call after its start")
 def test_a_call_that_says_so_after_its_start_is_an_execution_too(observed: Observed) -> None:
     with observed.tracer.start_as_current_span("call") as call:
         call.set_attributes({**CHAT, "gen_ai.usage.input_tokens": 10})
-    assert three_sums(observed) == ((10, 0),) * 3
+    assert three_sums(observed) == (TEN, TEN, TEN)
 
 
 @pytest.mark.xfail(strict=True, reason="runs.py: children of an ended span that is no execution lose their agent")
@@ -164,7 +165,7 @@ def test_a_span_under_an_ended_tool_still_belongs_to_its_open_agent(observed: Ob
 
 Node = tuple[str, int, Any, list[Any]]
 costs = st.none() | st.decimals("0.000001", "10", places=6)
-trees = st.recursive(
+trees: st.SearchStrategy[Node] = st.recursive(
     st.tuples(st.just("chat"), st.integers(0, 10**6), costs, st.just([])),
     lambda below: st.tuples(
         st.sampled_from(["agent", "agent", "foreign", "tool", "plain", "wrapper"]),
@@ -252,7 +253,8 @@ def test_threads_that_add_usage_lose_nothing(observed: Observed) -> None:
             run_together(work, work, work)
     row = observed.execution("root")
     assert (row["tokens_used"], row["cost_usd"], row["cost_source"]) == ("1200", "0.600", "provider")
-    assert three_sums(observed) == ((1200, Decimal("0.6")),) * 3
+    expected = (1200, Decimal("0.6"))
+    assert three_sums(observed) == (expected, expected, expected)
     assert (len(observed.steps), observed.errors()) == (600, {})
 
 

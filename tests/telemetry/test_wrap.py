@@ -356,12 +356,12 @@ async def _collect(stream: AsyncGenerator[str, None]) -> None:
 
 async def _close_in_another_task(stream: AsyncGenerator[str, None]) -> None:
     await anext(stream)
-    await asyncio.create_task(stream.aclose())  # type: ignore[arg-type]  # a coroutine in fact
+    await asyncio.ensure_future(stream.aclose())
 
 
 async def _steps_in_tasks_of_their_own(stream: AsyncGenerator[str, None]) -> None:
-    await asyncio.create_task(anext(stream))  # type: ignore[arg-type]  # a coroutine in fact
-    await asyncio.create_task(stream.aclose())  # type: ignore[arg-type]  # a coroutine in fact
+    await asyncio.ensure_future(anext(stream))
+    await asyncio.ensure_future(stream.aclose())
 
 
 async def _cancel_the_consumer_while_it_waits_for_a_chunk(stream: AsyncGenerator[str, None]) -> None:
@@ -427,6 +427,24 @@ async def test_an_async_generator_left_early_is_cancelled_and_cleans_up(
     assert (row["status"], row["error_type"], row["output_data"]) == ("cancelled", None, '"a"')
     assert [(step["status"], step["agent_span_id"]) for step in observed.steps] == [("cancelled", row["span_id"])]
     assert cleaned == [row["span_id"]]
+
+
+@pytest.mark.anyio
+async def test_closing_an_async_generator_waits_for_its_clean_up(observed: Observed) -> None:
+    cleaned: list[str | None] = []
+
+    @observed.monitor.agent("left")
+    async def left() -> AsyncGenerator[int, None]:
+        try:
+            yield 1
+        finally:
+            await asyncio.sleep(0)
+            cleaned.append(name_of_run())
+
+    stream = left()
+    await anext(stream)
+    await stream.aclose()
+    assert cleaned == [observed.execution("left")["span_id"]]
 
 
 def test_a_stream_abandoned_with_its_loop_is_cancelled(observed: Observed) -> None:

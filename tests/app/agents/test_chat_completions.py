@@ -182,3 +182,12 @@ async def test_a_stream_left_early_ends_its_span(server: OpenAIServer, engine: E
         ("invoke_agent main_orchestrator", "cancelled"),
     ]
     assert recorded.attribute(MODEL_CALL, "error.type") == "asyncio.exceptions.CancelledError"
+
+
+@pytest.mark.anyio
+async def test_the_model_call_continues_the_trace(server: OpenAIServer, engine: Engine, recorded: Recording) -> None:
+    await events_of(ask("chat", PYTHON), engine)
+    (call,) = [span.context for span in recorded.spans if span.name == MODEL_CALL]
+    assert [traceparent.split("-")[1:3] for traceparent in server.traceparents] == [
+        [f"{call.trace_id:032x}", f"{call.span_id:016x}"]
+    ]

@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import psycopg
+from prometheus_client import CollectorRegistry
+
+from telemetry.guard import Guard
+from telemetry.pipeline import PipelineCollector
+from telemetry.sink import PostgresSink
+from tests.telemetry.conftest import Observe
+from tests.telemetry.observed import Observed
+
+
+def numbers(observed: Observed) -> dict[str, float]:
+    """Every sample of the pipeline, without those of executions and steps."""
+    return {
+        sample.name + "".join(f" {value}" for value in sample.labels.values()): sample.value
+        for family in observed.registry.collect()
+        for sample in family.samples
+        if "gen_ai_agent_name" not in sample.labels and sample.name != "spanledger_label_overflow_total"
+    }
+
+
+PLACES = ("metrics", "monitor", "on_end", "on_start", "sink", "spool")
+AT_REST = {
+    **{
+        f"spanledger_errors_total {where}": 0 for where in ("metrics", "monitor", "on_end", "on_start", "sink", "spool")
+    },
+    **{f"spanledger_rows_dropped_total {why}": 0 for why in ("disk_error", "error", "spool_closed", "spool_full")},
+    "spanledger_rows_rejected_total timestamp": 0,
+    "spanledger_open_spans_evicted_total": 0,
+    "spanledger_open_spans": 0,
+    "spanledger_spool_bytes": 0,
+    "spanledger_spool_capacity_bytes": 1 << 30,
+    "spanledger_spool_segments": 0,
+    "spanledger_spool_oldest_age_seconds": 0,
+    "spanledger_spool_torn_lines_total": 0,
+}
+
+
+def test_every_number_is_there_from_the_first_scrape(observed: Observed) -> None:
+    assert numbers(observed) == AT_REST
+
+
+def test_what_waits_is_seen(observed: Observed) -> None:
+    with observed.monitor.execution("a"):
+        assert numbers(observed)["spanledger_open_spans"] == 1
+    assert numbers(observed)["spanledger_open_spans"] == 0
+    waiting = numbers(observed)["spanledger_spool_bytes"]
+    assert waiting > 0
+    assert len(observed.executions) == 1  # sealed by reading
+    after = numbers(observed)
+    assert (after["spanledger_spool_segments"], after["spanledger_spool_bytes"]) == (1, waiting)
+    assert 0 <= after["spanledger_spool_oldest_age_seconds"] < 60
+
+
+def refused() -> psycopg.Connection[Any]:
+    raise psycopg.OperationalError("away")
+
+
+def test_the_sinks_numbers_are_there_when_it_runs(observe: Observe) -> None:
+    observed = observe(connect=refused, drain_interval=3600.0)
+    more = numbers(observed).keys() - AT_REST.keys()
+    assert {name for name in more if "rejected" not in name} == {
+        "spanledger_sink_rows_stored_total executions",
+        "spanledger_sink_rows_stored_total steps",
+        "spanledger_sink_rows_duplicate_total executions",
+        "spanledger_sink_rows_duplicate_total steps",
+        "spanledger_sink_failures_total",
+        "spanledger_sink_last_success_timestamp_seconds",
+    }
+
+
+def test_rejections_of_processor_and_sink_are_one_counter(observed: Observed, tmp_path: Path) -> None:
+    from telemetry.monitor import _runtime
+
+    assert _runtime is not None
+    sink = PostgresSink(observed.telemetry.spool, refused, Guard())
+    sink.rejected["timestamp"] += 2
+    sink.rejected["bad_row"] += 3
+    processor: Any = observed.provider._active_span_processor._span_processors[-1]
+    processor.rejected["timestamp"] += 1
+    registry = CollectorRegistry()
+    registry.register(PipelineCollector(processor, observed.telemetry.spool, sink, _runtime.spans, Guard()))
+    assert registry.get_sample_value("spanledger_rows_rejected_total", {"reason": "timestamp"}) == 3
+    assert registry.get_sample_value("spanledger_rows_rejected_total", {"reason": "bad_row"}) == 3
+
+
+def test_a_new_place_of_errors_is_counted_too(observed: Observed) -> None:
+    from telemetry.monitor import _runtime
+
+    assert _runtime is not None
+    try:
+        raise RuntimeError("odd")
+    except RuntimeError:
+        _runtime.guard.report("elsewhere")
+    assert observed.errors() == {"elsewhere": 1}

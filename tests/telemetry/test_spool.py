@@ -1,0 +1,531 @@
+"""The spool keeps every line it acknowledged, through crashes, forks, full disks and other processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from telemetry import spool as module
+from telemetry.spool import EXECUTIONS, STEPS, TABLES, Segment, Spool, SpoolError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def spool(tmp_path: Path) -> Iterator[Spool]:
+    made = Spool(tmp_path)
+    yield made
+    made.close()
+
+
+def lines(spool: Spool, table: str = EXECUTIONS) -> list[bytes]:
+    """Every line of the sealed segments, in their order."""
+    return b"".join(segment.read(table) for segment in spool.ready()).splitlines(keepends=True)
+
+
+def files(directory: Path) -> list[str]:
+    return sorted(str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file())
+
+
+@contextmanager
+def process(directory: Path, script: str) -> Iterator[subprocess.Popen[str]]:
+    """Another process with a `spool` in this directory; it prints lines and waits, and is killed at the end."""
+    head = """
+    import os, resource, signal, sys, time
+    from pathlib import Path
+    from telemetry import spool as module
+    from telemetry.spool import Spool, SpoolError
+    spool = Spool(Path(sys.argv[1]))
+    """
+    code = textwrap.dedent(head) + textwrap.dedent(script)
+    command = [sys.executable, "-c", code, str(directory)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+    ) as started:
+        try:
+            yield started
+        finally:
+            started.kill()
+
+
+def said(other: subprocess.Popen[str]) -> str:
+    assert other.stdout is not None
+    return other.stdout.readline().strip()
+
+
+def end(other: subprocess.Popen[str]) -> None:
+    other.send_signal(signal.SIGKILL)
+    other.wait()
+
+
+def eventually(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline, "it never happened"
+        time.sleep(0.02)
+
+
+def test_lines_are_sealed_loaded_and_forgotten(spool: Spool, tmp_path: Path) -> None:
+    spool.append(EXECUTIONS, b"a\n")
+    spool.append(STEPS, b"s\n")
+    spool.append(EXECUTIONS, b"b\n")
+    assert (spool.ready(), spool.pending_bytes(), spool.segments, spool.oldest) == ([], 6, 0, None)
+    spool.seal()
+    assert spool.ready() == [Segment(spool.writer, 1)]
+    (segment,) = spool.ready()
+    assert {table: segment.read(table) for table in TABLES} == {EXECUTIONS: b"a\nb\n", STEPS: b"s\n"}
+    assert (segment.size(), spool.pending_bytes(), spool.segments, spool.oldest) == (6, 6, 1, segment.sealed_at())
+    name = spool.writer.name
+    assert files(tmp_path) == [f"{name}/000000000001.v1.{table}" for table in TABLES] + [f"{name}/lock"]
+    segment.remove()
+    assert (spool.ready(), spool.pending_bytes(), spool.segments, spool.oldest) == ([], 0, 0, None)
+    assert files(tmp_path) == [f"{name}/lock"]
+    segment.remove()
+    assert [segment.read(table) for table in TABLES] == [b"", b""]
+
+
+def test_only_the_owner_may_read_it(spool: Spool, tmp_path: Path) -> None:
+    spool.append(EXECUTIONS, b"a\n")
+    spool.reject(STEPS, b"b\n", "data", "why")
+    modes = {path.name.split(".", 1)[-1]: path.stat().st_mode & 0o777 for path in tmp_path.rglob("*")}
+    assert modes == {
+        spool.writer.name: 0o700,
+        **{"lock": 0o600, "v1.executions.open": 0o600, "v1.steps.open": 0o600, "ndjson": 0o600},
+    }
+
+
+def test_nothing_to_seal(spool: Spool) -> None:
+    spool.seal()
+    spool.seal()
+    assert spool.ready() == []
+
+
+def test_segments_come_in_the_order_of_sealing(spool: Spool) -> None:
+    for number in range(12):
+        spool.append(EXECUTIONS, b"%d\n" % number)
+        spool.seal()
+    assert lines(spool) == [b"%d\n" % number for number in range(12)]
+
+
+def test_two_writers_on_one_directory(spool: Spool, tmp_path: Path) -> None:
+    other = Spool(tmp_path)
+    for number in range(4):
+        (spool, other)[number % 2].append(STEPS, b"%d\n" % number)
+    spool.seal()
+    assert lines(other, STEPS) == [b"0\n", b"2\n"]
+    other.seal()
+    assert sorted(lines(spool, STEPS)) == [b"0\n", b"1\n", b"2\n", b"3\n"]
+    assert spool.torn_lines == 0
+    other.close()
+
+
+def test_a_fuller_segment_is_turned(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "SEGMENT_BYTES", 20)
+    written = [b"line %d\n" % number for number in range(10)]
+    for line in written:
+        spool.append(EXECUTIONS, line)
+    assert (spool.pending_bytes(), spool.ready()) == (70, [])
+    spool.seal()
+    assert [segment.read(EXECUTIONS).count(b"\n") for segment in spool.ready()] == [3, 3, 3, 1]
+    assert (lines(spool), spool.pending_bytes()) == (written, 70)
+
+
+def test_threads_that_append_while_another_seals(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "SEGMENT_BYTES", 4000)
+    done = threading.Event()
+
+    def write(writer: int) -> None:
+        for number in range(400):
+            spool.append(TABLES[number % 2], b"%d\t%d\t%s\n" % (writer, number, b"x" * (number % 50)))
+
+    def seal() -> None:
+        while not done.is_set():
+            spool.seal()
+
+    sealer = threading.Thread(target=seal)
+    writers = [threading.Thread(target=write, args=(number,)) for number in range(8)]
+    for thread in (sealer, *writers):
+        thread.start()
+    for thread in writers:
+        thread.join()
+    done.set()
+    sealer.join()
+    spool.seal()
+    expected = {(writer, number, number % 50) for writer in range(8) for number in range(400)}
+    found: Counter[tuple[int, int, int]] = Counter()
+    for table in TABLES:
+        for line in lines(spool, table):
+            writer, number, filling = line.split(b"\t")
+            found[int(writer), int(number), len(filling) - 1] += 1
+            assert TABLES[int(number) % 2] == table
+    assert found == Counter(expected)
+
+
+# Other processes
+
+
+def test_no_acknowledged_line_is_lost_by_sigkill(spool: Spool, tmp_path: Path) -> None:
+    script = """
+    for number in range(10_000_000):
+        spool.append("executions", b"%d\\n" % number)
+        spool.append("steps", b"%d\\n" % number)
+        if number % 1000 == 0:
+            print(number, flush=True)
+    """
+    with process(tmp_path, script) as other:
+        while (acknowledged := int(said(other))) < 5000:
+            pass
+        end(other)
+    kept = {table: lines(spool, table) for table in TABLES}
+    assert all(kept[table] == [b"%d\n" % number for number in range(len(kept[table]))] for table in TABLES)
+    assert min(map(len, kept.values())) > acknowledged
+    assert spool.torn_lines == 0
+    for segment in spool.ready():
+        segment.remove()
+    assert spool.ready() == []
+    assert list(tmp_path.iterdir()) == [spool.writer]
+
+
+def test_a_torn_line_is_cut_and_counted(spool: Spool, tmp_path: Path) -> None:
+    script = """
+    spool.append("executions", b"whole\\n")
+    os.write(spool._fds["executions"], b"x" * 200_000)
+    os.write(spool._fds["steps"], b"torn")
+    print(spool.writer.name, flush=True)
+    time.sleep(60)
+    """
+    with process(tmp_path, script) as other:
+        writer = said(other)
+        end(other)
+    (segment,) = spool.ready()
+    assert segment == Segment(tmp_path / writer, 1)
+    assert {table: segment.read(table) for table in TABLES} == {EXECUTIONS: b"whole\n", STEPS: b""}
+    assert spool.torn_lines == 2
+
+
+@pytest.mark.parametrize("left", [("executions",), ("executions", "steps")])
+def test_a_crash_between_the_two_renames(spool: Spool, tmp_path: Path, left: tuple[str, ...]) -> None:
+    dead = tmp_path / "1-dead"
+    dead.mkdir()
+    for table in TABLES:
+        ending = ".open" if table in left else ""
+        (dead / f"000000000007.v1.{table}{ending}").write_bytes(table.encode() + b"\n")
+    assert [segment.number for segment in spool.ready()] == [7]
+    assert (lines(spool), lines(spool, STEPS)) == ([b"executions\n"], [b"steps\n"])
+
+
+def test_a_living_writer_is_not_adopted(spool: Spool, tmp_path: Path) -> None:
+    script = """
+    spool.append("executions", b"mine\\n")
+    print("written", flush=True)
+    sys.stdin.readline()
+    spool.append("executions", b"too\\n")
+    print("written", flush=True)
+    time.sleep(60)
+    """
+    with process(tmp_path, script) as other:
+        assert said(other) == "written"
+        assert spool.ready() == []
+        assert other.stdin is not None
+        other.stdin.write("\n")
+        other.stdin.flush()
+        assert said(other) == "written"
+        assert spool.ready() == []
+        end(other)
+    assert lines(spool) == [b"mine\n", b"too\n"]
+
+
+def test_a_forked_child_writes_for_itself_and_does_not_keep_its_parent_alive(spool: Spool, tmp_path: Path) -> None:
+    script = """
+    spool.append("executions", b"parent\\n")
+    parent = spool.writer.name
+    if os.fork() == 0:
+        spool.append("executions", b"child\\n")
+        print("child", os.getpid(), parent, spool.writer.name, flush=True)
+        time.sleep(60)
+    time.sleep(60)
+    """
+    with process(tmp_path, script) as other:
+        _, child, parent_writer, child_writer = said(other).split()
+        assert spool.ready() == []
+        end(other)
+        try:
+            assert lines(spool) == [b"parent\n"]
+            assert [segment.directory.name for segment in spool.ready()] == [parent_writer]
+        finally:
+            os.kill(int(child), signal.SIGKILL)
+        # The child is not ours to wait for: the kernel lets go of its lock when it is gone.
+        eventually(lambda: len(spool.ready()) == 2)
+    assert sorted(lines(spool)) == [b"child\n", b"parent\n"]
+    assert {segment.directory.name for segment in spool.ready()} == {parent_writer, child_writer}
+
+
+def test_a_child_that_cannot_begin_refuses_rows_and_writes_to_no_descriptor_of_others(tmp_path: Path) -> None:
+    script = """
+    import shutil
+    spool.append("executions", b"parent\\n")
+    numbers = [spool._lock_fd, *spool._fds.values()]
+    module.secrets.token_hex = lambda _: "\\0"  # no such directory can be made
+    sys.unraisablehook = lambda _: None
+    if os.fork() == 0:
+        taken = [os.open(os.devnull, os.O_RDWR) for _ in numbers]
+        os.write = lambda *_: print("written to what is not ours", flush=True)
+        try:
+            spool.append("executions", b"child\\n")
+        except SpoolError as error:
+            print(sorted(taken) == sorted(numbers), error.reason, flush=True)
+        os._exit(0)
+    os.wait()
+    """
+    with process(tmp_path, script) as other:
+        assert said(other) == "True spool_closed"
+
+
+def test_directories_of_dead_writers_vanish(spool: Spool, tmp_path: Path) -> None:
+    Spool(tmp_path).close()
+    (tmp_path / "1-nolock").mkdir()
+    old, new = tmp_path / ".2-old", tmp_path / ".3-new"
+    for hidden in (old, new):
+        hidden.mkdir()
+    os.utime(old, (0, 0))
+    spool.ready()
+    assert sorted(tmp_path.iterdir()) == sorted([spool.writer, new])
+    os.utime(new, (0, 0))
+    spool.ready()
+    assert list(tmp_path.iterdir()) == [spool.writer]
+
+
+def test_a_directory_that_resists_does_not_hold_up_the_rest(spool: Spool, tmp_path: Path) -> None:
+    (tmp_path / "0-odd" / "lock").mkdir(parents=True)
+    dead = Spool(tmp_path)
+    dead.append(STEPS, b"a\n")
+    dead.close()
+    spool.append(STEPS, b"b\n")
+    spool.seal()
+    assert sorted(lines(spool, STEPS)) == [b"a\n", b"b\n"]
+    assert (tmp_path / "0-odd").is_dir()
+
+
+def test_a_writer_that_shows_itself_during_adoption(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
+    hidden = spool.directory / ".1-new"
+    hidden.mkdir()
+    is_dir = Path.is_dir
+
+    def renamed_after(path: Path) -> bool:
+        found = is_dir(path)
+        if path == hidden:
+            path.rename(path.with_name("1-new"))
+        return found
+
+    monkeypatch.setattr(Path, "is_dir", renamed_after)
+    assert spool.ready() == []
+
+
+# Limits
+
+
+def refused(spool: Spool, line: bytes = b"more\n", table: str = EXECUTIONS) -> str:
+    with pytest.raises(SpoolError) as error:
+        spool.append(table, line)
+    return error.value.reason
+
+
+def test_a_full_spool_refuses_the_newest_until_it_is_drained(tmp_path: Path) -> None:
+    spool = Spool(tmp_path, max_bytes=10)
+    spool.append(EXECUTIONS, b"first\n")
+    assert refused(spool) == "spool_full"
+    spool.append(STEPS, b"two\n")
+    assert refused(spool, b"\n") == "spool_full"
+    spool.seal()
+    assert refused(spool, b"\n") == "spool_full"
+    assert (lines(spool), lines(spool, STEPS)) == ([b"first\n"], [b"two\n"])
+    for segment in spool.ready():
+        segment.remove()
+    spool.look()
+    spool.append(EXECUTIONS, b"again\n")
+    spool.seal()
+    assert lines(spool) == [b"again\n"]
+    spool.close()
+
+
+def test_turned_segments_count_as_pending(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "SEGMENT_BYTES", 4)
+    spool = Spool(tmp_path, max_bytes=10)
+    spool.append(EXECUTIONS, b"first\n")
+    spool.look()
+    assert (spool.pending_bytes(), refused(spool)) == (6, "spool_full")
+    spool.close()
+
+
+def test_what_is_there_at_start_counts(tmp_path: Path) -> None:
+    before = Spool(tmp_path)
+    before.append(EXECUTIONS, b"first\n")
+    before.close()
+    spool = Spool(tmp_path, max_bytes=10)
+    assert (spool.pending_bytes(), spool.segments, refused(spool)) == (6, 1, "spool_full")
+    spool.close()
+
+
+def test_a_full_spool_notices_that_another_process_drained_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spool, drainer = Spool(tmp_path, max_bytes=10), Spool(tmp_path)
+    spool.append(EXECUTIONS, b"0123456\n")
+    spool.seal()
+    assert refused(spool) == "spool_full"
+    for segment in drainer.ready():
+        segment.remove()
+    assert refused(spool) == "spool_full"  # it does not look at the disk for every row
+    monkeypatch.setattr(module, "_LOOK_SECONDS", 0.0)
+    spool.append(EXECUTIONS, b"again\n")
+    assert spool.pending_bytes() == 6
+    for each in (spool, drainer):
+        each.close()
+
+
+def test_a_disk_that_takes_a_part_of_a_line(tmp_path: Path) -> None:
+    script = """
+    spool.append("executions", b"whole\\n")
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, resource.RLIM_INFINITY))
+    reasons = []
+    for line in (b"too long\\n", b"even longer\\n", b"abc\\n", b"\\n"):
+        try:
+            spool.append("executions", line)
+            reasons.append("written")
+        except SpoolError as error:
+            reasons.append(f"{error.reason}: {error}".replace(str(spool.writer), "W"))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    spool.append("executions", b"after\\n")
+    print(reasons, flush=True)
+    time.sleep(60)
+    """
+    with process(tmp_path, script) as other:
+        short = "disk_error: the disk took only a part of the line"
+        assert said(other) == str([short, short, "written", "disk_error: W: File too large"])
+        end(other)
+    spool = Spool(tmp_path)
+    assert lines(spool) == [b"whole\n", b"abc\n", b"after\n"]
+    assert spool.torn_lines == 0
+    spool.close()
+
+
+def test_a_directory_deleted_while_running(spool: Spool) -> None:
+    spool.append(EXECUTIONS, b"lost\n")
+    for path in spool.writer.iterdir():
+        path.unlink()
+    spool.writer.rmdir()
+    with pytest.raises(FileNotFoundError):
+        spool.seal()
+    assert refused(spool) == "disk_error"
+    assert spool.ready() == []
+
+
+def test_half_a_segment_is_never_left(spool: Spool) -> None:
+    squatter = spool.writer / "000000000001.v1.steps.open"
+    squatter.write_bytes(b"")
+    descriptors = len(os.listdir("/dev/fd"))
+    assert refused(spool) == "disk_error"
+    assert len(os.listdir("/dev/fd")) == descriptors
+    spool.append(EXECUTIONS, b"a\n")
+    spool.append(STEPS, b"b\n")
+    squatter.unlink()
+    spool.seal()
+    assert spool.ready() == [Segment(spool.writer, 2)]
+    assert (lines(spool), lines(spool, STEPS)) == ([b"a\n"], [b"b\n"])
+
+
+def test_a_disk_that_will_not_commit_hands_on_every_segment(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(fd: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(module, "SEGMENT_BYTES", 1)
+    monkeypatch.setattr(module, "_datasync", refuse)
+    descriptors = len(os.listdir("/dev/fd"))
+    for line in (b"first\n", b"second\n", b"third\n"):
+        spool.append(EXECUTIONS, line)
+    with pytest.raises(OSError, match="Input/output error"):
+        spool.seal()
+    assert lines(spool) == [b"first\n", b"second\n", b"third\n"]
+    assert len(os.listdir("/dev/fd")) == descriptors
+
+
+def test_a_closed_spool(tmp_path: Path) -> None:
+    spool = Spool(tmp_path)
+    spool.append(EXECUTIONS, b"a\n")
+    spool.close()
+    spool.close()
+    assert refused(spool) == "spool_closed"
+    other = Spool(tmp_path)
+    assert lines(other) == [b"a\n"]
+    assert spool.writer.is_dir()  # until its rows are stored
+    for segment in other.ready():
+        segment.remove()
+    other.ready()
+    assert not spool.writer.exists()
+    other.close()
+
+
+def test_a_directory_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(NotADirectoryError):
+        Spool(tmp_path / "file" / "spool")
+
+
+# Rejected rows
+
+
+def test_rejected_rows_stay_readable(spool: Spool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "time", lambda: 1_700_000_000.5)
+    spool.reject(EXECUTIONS, b"a\tb\xff\n", "data", "no 'such' thing\n")
+    spool.reject(STEPS, b"\xf0\x9f\xa6\x89\n", "timestamp", "")
+    assert [json.loads(line) for line in (tmp_path / "rejected.ndjson").read_text().splitlines()] == [
+        {
+            "at": 1_700_000_000.5,
+            "table": "executions",
+            "reason": "data",
+            "detail": "no 'such' thing\n",
+            "line": "a\tb\ufffd\n",
+        },
+        {"at": 1_700_000_000.5, "table": "steps", "reason": "timestamp", "detail": "", "line": "🦉\n"},
+    ]
+    assert spool.ready() == []
+
+
+def test_rejected_rows_are_bounded(spool: Spool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "REJECTED_BYTES", 300)
+    for number in range(12):
+        spool.reject(EXECUTIONS, b"%d\n" % number, "data", "x")
+    kept = {
+        path.name: [json.loads(line)["line"] for line in path.read_text().splitlines()]
+        for path in tmp_path.iterdir()
+        if path.is_file()
+    }
+    assert set(kept) == {"rejected.ndjson", "rejected.1.ndjson"}
+    assert (
+        kept["rejected.1.ndjson"] + kept["rejected.ndjson"]
+        == [f"{number}\n" for number in range(12)][-sum(map(len, kept.values())) :]
+    )
+    assert sum(path.stat().st_size for path in tmp_path.iterdir() if path.is_file()) < 900
+
+
+def test_a_rejected_row_that_was_not_written_whole_is_an_error(tmp_path: Path) -> None:
+    script = """
+    resource.setrlimit(resource.RLIMIT_FSIZE, (40, resource.RLIM_INFINITY))
+    try:
+        spool.reject("steps", b"x\\n", "data", "")
+    except OSError as error:
+        print(error.strerror, flush=True)
+    """
+    with process(tmp_path, script) as other:
+        assert said(other) == "No space left on device"
