@@ -26,8 +26,7 @@ from prometheus_client import CollectorRegistry
 
 from bench.figure import Figure, ratios
 from bench.payloads import messages
-from telemetry import AgentMonitor, configure
-from telemetry.configure import AlwaysRecord
+from telemetry import AgentMonitor, AlwaysRecord, configure
 
 CALLS = 1000  # a round; fewer than the exporter's queue holds, so neither side ever drops a span
 ROUNDS = 41

@@ -25,8 +25,7 @@ from prometheus_client import CollectorRegistry
 from app import tracing
 from bench.call import IDS
 from bench.payloads import messages
-from telemetry import AgentMonitor, configure
-from telemetry.configure import AlwaysRecord
+from telemetry import AgentMonitor, AlwaysRecord, configure
 
 ANSWER = messages(1)[0]
 

@@ -16,10 +16,12 @@ from .configure import Telemetry, configure
 from .content import Content
 from .monitor import AgentMonitor, Inference, Run, Tool, current_run
 from .prices import Prices
+from .sampling import AlwaysRecord
 from .semconv import Status
 
 __all__ = [
     "AgentMonitor",
+    "AlwaysRecord",
     "Content",
     "Inference",
     "Prices",

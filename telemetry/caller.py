@@ -54,7 +54,8 @@ def bind(
     Ids left out keep the value of an enclosing `bind`. They follow `contextvars`, so they reach tasks and
     `asyncio.to_thread`, but never leave the process.
     """
-    caller = Caller(user_id, session_id, request_id).over(_bound.get())
+    given = (value if value is None else str(value) for value in (user_id, session_id, request_id))
+    caller = Caller(*given).over(_bound.get())
     token = _bound.set(caller)
     try:
         yield caller

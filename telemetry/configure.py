@@ -51,8 +51,6 @@ class Telemetry:
         sink: PostgresSink | None,
         prices: Prices,
         content: Content,
-        service: Service,
-        processor: ExecutionProcessor,
     ) -> None:
         self.tracer_provider = tracer_provider
         self.registry = registry
@@ -61,8 +59,7 @@ class Telemetry:
         self.sink = sink
         self.prices = prices
         self.content = content
-        self.service = service
-        self._processor = processor
+        self.service = Service.from_resource(tracer_provider.resource)
 
     @property
     def instance_id(self) -> str:
@@ -86,7 +83,6 @@ class Telemetry:
         install(None)
         deadline = time.monotonic() + timeout
         drained = self.sink.stop(timeout) if self.sink is not None else True
-        self._processor.shutdown()
         self.spool.close()
         # Rows first: a batch processor's flush knows no deadline.
         self.tracer_provider.force_flush(max(1, int((deadline - time.monotonic()) * 1000)))
@@ -109,6 +105,7 @@ def configure(
     retention: timedelta = timedelta(days=35),
     drain_interval: float = 1.0,
     prices: Prices | None = None,
+    error_types: Iterable[str] = (),
 ) -> Telemetry:
     """Start counting and storing agent executions in this process.
 
@@ -126,16 +123,20 @@ def configure(
         capture_content: Put payloads on exported spans too.
         retention: How old a row may be.
         drain_interval: Seconds a row waits, about, before it is committed to disk and loaded.
+        prices: The price table; default: an empty one until `Telemetry.prices.load()`.
+        error_types: Names of the host's own exceptions that may be a metric's `error_type`; others are `_OTHER`.
 
     Raises:
+        ValueError: The registry has our metrics already.
         OSError: The spool directory cannot be made or written.
         re.error: A pattern in `redact` is no regular expression.
     """
-    content = Content(payload_max_bytes, redact)
-    spool = Spool(spool_dir, max_bytes=spool_max_bytes)
     registry = REGISTRY if registry is None else registry
+    content = Content(payload_max_bytes, redact)
+    metrics = Metrics(registry, error_types=error_types)
+    spool = Spool(spool_dir, max_bytes=spool_max_bytes)
     prices = prices or Prices()
-    guard, spans, metrics = Guard(), OpenSpans(), Metrics(registry)
+    guard, spans = Guard(), OpenSpans()
     processor = ExecutionProcessor(spool, metrics, spans, prices, content, guard, retention=retention.total_seconds())
     provider = _attach(processor, tracer_provider, resource, sampler, span_exporter)
     unsampled = TracerProvider(
@@ -152,9 +153,10 @@ def configure(
         sink = PostgresSink(spool, connect, guard, interval=drain_interval, retention=retention)
         sink.start()
     registry.register(PipelineCollector(processor, spool, sink, spans, guard))
-    install(Runtime(provider.get_tracer(_SCOPE), unsampled.get_tracer(_SCOPE), spans, content, capture_content, guard))
-    service = Service.from_resource(provider.resource)
-    return Telemetry(provider, registry, metrics, spool, sink, prices, content, service, processor)
+    telemetry = Telemetry(provider, registry, metrics, spool, sink, prices, content)
+    tracers = (provider.get_tracer(_SCOPE), unsampled.get_tracer(_SCOPE))
+    install(Runtime(*tracers, spans, content, capture_content, guard, telemetry.know_agent))
+    return telemetry
 
 
 def _attach(

@@ -92,7 +92,7 @@ def _dumps(value: object) -> bytes:
     except (TypeError, ValueError, RecursionError):  # integers over 64 bits, lone surrogates, cycles
         try:
             text = json.dumps(value, default=_plain, ensure_ascii=False, skipkeys=True).encode("utf-8", "replace")
-            return orjson.dumps(json.loads(text, parse_int=_int, parse_constant=lambda _: None))
+            return orjson.dumps(json.loads(text, parse_int=_int))
         except Exception:
             return orjson.dumps(_repr(value).encode("utf-8", "replace").decode())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -106,7 +107,6 @@ class Identity(NamedTuple):
         context, parent = span.context, span.parent
         status, error_type, error_message = _outcome(span, attributes)
         rest = {name: attributes[name] for name in attributes if name not in _COLUMNS}
-        first_chunk = attributes.get(semconv.TIME_TO_FIRST_CHUNK)
         return cls(
             f"{context.trace_id:032x}",
             f"{context.span_id:016x}",
@@ -116,7 +116,7 @@ class Identity(NamedTuple):
             status,
             error_type,
             content.text(error_message) if error_message is not None else None,
-            float(first_chunk) if isinstance(first_chunk, int | float) else None,
+            _seconds(attributes.get(semconv.TIME_TO_FIRST_CHUNK)),
             caller,
             service,
             content.encode(rest) or b"{}" if rest else b"{}",
@@ -260,6 +260,11 @@ STEP_COLUMNS = (
     *("tool_name", "request_model", "response_model", "provider", *_TOKEN_COLUMNS, "cost_usd", "cost_source"),
     *_LAST_COLUMNS,
 )
+
+
+def _seconds(value: object) -> float | None:
+    """A duration a sender stated, if it is one."""
+    return float(value) if isinstance(value, int | float) and 0 <= value < math.inf else None
 
 
 def _outcome(span: ReadableSpan, attributes: Mapping[str, Any]) -> tuple[str, str | None, str | None]:

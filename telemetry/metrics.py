@@ -55,14 +55,24 @@ class Capped(Generic[M]):
         known = self._children.get(values)
         if known is not None:
             return known
-        full = len(self._children) >= self.limit
-        if full:
+        fits = self.fits(*values)
+        texts = [_label(value) for value in values]
+        if not fits:
             self._overflow.inc()
-            values = tuple(OTHER if index in self._open else value for index, value in enumerate(values))
-        child = cast(M, self.metric.labels(*values))
-        if not full:
+            texts = [OTHER if index in self._open else text for index, text in enumerate(texts)]
+        child = cast(M, self.metric.labels(*texts))
+        if fits:
             self._children[values] = child
         return child
+
+    def fits(self, *values: str) -> bool:
+        """Whether these label values have, or may get, a child of their own."""
+        return values in self._children or len(self._children) < self.limit
+
+
+def _label(value: str) -> str:
+    """A label value that Prometheus can read back: no lone surrogates, and no novels."""
+    return value[:200].encode("utf-8", "replace").decode()
 
 
 @dataclass(slots=True)
@@ -80,9 +90,10 @@ class _Outcome:
     slowest: float = 0.0
 
     def wants_exemplar(self, seconds: float, now: int) -> bool:
-        if now - self.second < 1_000_000_000 and seconds <= self.slowest:
-            return False
-        if now - self.second >= 1_000_000_000:
+        if abs(now - self.second) < 1_000_000_000:
+            if seconds <= self.slowest:
+                return False
+        else:
             self.second = now
         self.slowest = seconds
         return True
@@ -109,9 +120,8 @@ class Metrics:
             ["metric"],
             registry=registry,
         )
-        agent, model, provider, kind = (
-            *("gen_ai_agent_name", "gen_ai_request_model", "gen_ai_provider_name", "gen_ai_operation_name"),
-        )
+        agent, model = "gen_ai_agent_name", "gen_ai_request_model"
+        provider, operation = "gen_ai_provider_name", "gen_ai_operation_name"
         self.agent_duration = self._histogram(
             "gen_ai_invoke_agent_duration_seconds",
             "How long executions took",
@@ -122,21 +132,21 @@ class Metrics:
         self.operation_duration = self._histogram(
             "gen_ai_client_operation_duration_seconds",
             "How long model calls took",
-            [kind, provider, model, agent, "error_type"],
+            [operation, provider, model, agent, "error_type"],
             CALL_SECONDS,
             100,
         )
         self.first_chunk = self._histogram(
             "gen_ai_client_operation_time_to_first_chunk_seconds",
             "From the start of a streamed model call to its first chunk",
-            [kind, provider, model, agent],
+            [operation, provider, model, agent],
             CHUNK_SECONDS,
             60,
         )
         self.token_usage = self._histogram(
             "gen_ai_client_token_usage",
             "Tokens per model call",
-            [kind, provider, model, agent, "gen_ai_token_type"],
+            [operation, provider, model, agent, "gen_ai_token_type"],
             TOKENS,
             100,
         )
@@ -198,11 +208,13 @@ class Metrics:
         """
         gauge = self._in_flight.get((service, agent))
         if gauge is None:
-            for status in Status:
-                self._outcome(service, agent, status.value, "")
-            gauge = self.in_flight.labels(*_where(service), agent)
-            if len(self._in_flight) < self.in_flight.limit:
+            where = _where(service)
+            fits = self.in_flight.fits(*where, agent)
+            gauge = self.in_flight.labels(*where, agent)
+            if fits:
                 self._in_flight[service, agent] = gauge
+                for status in Status:
+                    self._outcome(service, agent, status.value, "")
         return gauge
 
     def started(self, service: Service, agent: str) -> None:
@@ -229,12 +241,13 @@ class Metrics:
 
     def _outcome(self, service: Service, agent: str, status: str, error: str) -> _Outcome:
         where = _where(service)
+        fit = self.agent_duration.fits(*where, agent, error) and self.executions.fits(*where, agent, status)
         outcome = _Outcome(
             self.agent_duration.labels(*where, agent, error),
             self.executions.labels(*where, agent, status),
             self.requests.labels(*where, agent, status),
         )
-        if len(self._outcomes) < self.executions.limit:
+        if fit and self.requests.fits(*where, agent, status):  # what is folded is counted each time
             self._outcomes[service, agent, status, error] = outcome
         return outcome
 
@@ -265,8 +278,10 @@ class Metrics:
             return
         self.token_usage.labels(*call, TokenType.INPUT.value).observe(usage.input_tokens, exemplar)
         self.token_usage.labels(*call, TokenType.OUTPUT.value).observe(usage.output_tokens, exemplar)
-        for kind, count in zip(_TOKEN_TYPES, usage[:5], strict=True):
-            self.tokens.labels(*where, agent, model, kind).inc(count, exemplar)
+        for token_type, count in zip(_TOKEN_TYPES, usage[:5], strict=True):
+            tokens = self.tokens.labels(*where, agent, model, token_type)
+            if count:
+                tokens.inc(count, exemplar)
         if usage.cost_usd is None:
             self.unpriced.labels(*where, agent, model, provider).inc(usage.tokens, exemplar)
         else:
@@ -290,7 +305,7 @@ _TOKEN_TYPES = tuple(
         TokenType.REASONING,
     )
 )
-_CLOSED = frozenset({"status", "error_type", "gen_ai_token_type", "gen_ai_operation_name"})
+_CLOSED = frozenset({"status", "gen_ai_token_type", "gen_ai_operation_name"})
 
 
 def _where(service: Service) -> tuple[str, str]:

@@ -18,12 +18,16 @@ F = TypeVar("F", bound=Callable[..., Any])
 S = TypeVar("S", bound=Scope)
 _UNSET: Any = object()
 _runtime: Runtime | None = None
+_agents: set[str] = set()  # the decorated ones, which are exported at 0 before their first run
 
 
 def install(runtime: Runtime | None) -> None:
     """Make `runtime` the one that monitors use; None takes it away."""
     global _runtime
     _runtime = runtime
+    if runtime is not None:
+        for name in _agents:
+            runtime.know_agent(name)
 
 
 class Inference(Scope):
@@ -184,13 +188,7 @@ class AgentMonitor:
 
     A deadline set outside the agent (`asyncio.timeout` around the call) reaches it as a cancellation and is stored as
     `cancelled`; one set inside is a `timeout`.
-
-    Args:
-        runtime: Where executions go; by default the telemetry this process has configured, asked for at each call.
     """
-
-    def __init__(self, runtime: Runtime | None = None) -> None:
-        self._own_runtime = runtime
 
     def execution(
         self,
@@ -212,7 +210,7 @@ class AgentMonitor:
             attributes[semconv.SESSION_ID] = session_id
         if request_id is not None:
             attributes[semconv.REQUEST_ID] = request_id
-        return Run(self._own_runtime or _runtime, agent, attributes, input)
+        return Run(_runtime, agent, attributes, input)
 
     def agent(self, name: str, *, version: str | None = None) -> Callable[[F], F]:
         """Decorate a function, coroutine, generator or async generator: each call becomes one execution.
@@ -221,19 +219,22 @@ class AgentMonitor:
         `current_run().output` itself.
         """
 
+        _agents.add(name)
+        if _runtime is not None:
+            _runtime.know_agent(name)
+
         def decorate(function: F) -> F:
             return wrap(function, lambda payload: self.execution(name, version=version, input=payload))
 
         return decorate
 
 
-def current_run() -> Run | None:
-    """The innermost execution this code runs in, opened by a monitor; None outside."""
-    if _runtime is None:
-        return None
-    opened = _runtime.spans.get(get_current_span().get_span_context())
-    while opened is not None:
-        if isinstance(opened.run, Run):
-            return opened.run
-        opened = opened.execution
-    return None
+def current_run() -> Run:
+    """The innermost execution this code runs in, opened by a monitor; outside of any, a run that does nothing."""
+    if _runtime is not None:
+        opened = _runtime.spans.get(get_current_span().get_span_context())
+        while opened is not None:
+            if isinstance(opened.run, Run):
+                return opened.run
+            opened = opened.execution
+    return Run(None, "", {}, None)

@@ -21,6 +21,7 @@ from .runs import OpenSpan, OpenSpans
 from .spool import EXECUTIONS, STEPS, Spool, SpoolError
 from .usage import Usage, read_tokens
 
+_MOST_USD = 1_000_000  # a dearer call is a sender's mistake
 _FUTURE = 3600 * 1_000_000_000  # ns a sender's clock may be ahead
 
 
@@ -51,13 +52,10 @@ class ExecutionProcessor(SpanProcessor):
         self._content = content
         self._guard = guard
         self._retention = int(retention * 1e9)
-        self._closed = False
         self._service: tuple[Resource | None, Service] = (None, Service("", None, None, None, None))
 
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:
         """Enter the span; under an execution it learns its agent's name and the caller's ids."""
-        if self._closed:
-            return
         try:
             attributes: dict[str, Any] = span.attributes.copy()  # type: ignore[union-attr]  # a plain dict, to read fast
             opened = self._spans.start(span.context, span.parent, attributes)
@@ -73,17 +71,11 @@ class ExecutionProcessor(SpanProcessor):
 
     def on_end(self, span: ReadableSpan) -> None:
         """Count and store the span, if it is one of GenAI."""
-        if self._closed:
-            return
         try:
             self._end(span)
         except Exception:
             self.dropped["error"] += 1
             self._guard.report("on_end")
-
-    def shutdown(self) -> None:
-        """Take no more spans: the host's provider may outlive us."""
-        self._closed = True
 
     def force_flush(self, timeout_millis: int = 30000) -> bool:
         """Commit what was written to disk; the sink takes it from there."""
@@ -101,20 +93,26 @@ class ExecutionProcessor(SpanProcessor):
         if operation is None:
             return
         service = self._service_of(span.resource)
-        if opened is None:  # never started here, or evicted: it stands alone
+        if opened is None:  # never started here, or forgotten: it stands alone, and its steps tell its usage
             opened = OpenSpan(span.context.span_id, attributes, None)
+            opened.ended = operation == semconv.INVOKE_AGENT
         elif opened.holds_execution:
             self._metrics.ended(service, opened.agent_name or UNATTRIBUTED)
         identity = Identity.from_span(span, attributes, opened.caller, service, self._content)
-        if operation != semconv.INVOKE_AGENT:
+        if operation == semconv.INVOKE_AGENT:
+            if opened.holds_execution:  # else it became an agent after its start: its calls went elsewhere
+                self._add_own_report(identity, attributes, opened)
+            opened.holds_execution = True
+        else:
+            opened.holds_execution |= operation in semconv.INFERENCE and opened.execution is None
             self._end_step(identity, operation, attributes, opened)
-        if opened.holds_execution or operation == semconv.INVOKE_AGENT:
-            self._end_execution(identity, operation, attributes, opened)
+        if opened.holds_execution:
+            self._end_execution(identity, attributes, opened)
         opened.forget()
 
     def _end_step(self, identity: Identity, operation: str, attributes: dict[str, Any], opened: OpenSpan) -> None:
         usage, late = None, False
-        provider = semconv.string(attributes, semconv.PROVIDER) or semconv.string(attributes, "gen_ai.system")
+        provider = semconv.string(attributes, semconv.PROVIDER)
         request_model = semconv.string(attributes, semconv.REQUEST_MODEL)
         response_model = semconv.string(attributes, semconv.RESPONSE_MODEL)
         if operation in semconv.INFERENCE and not opened.covered:
@@ -139,9 +137,7 @@ class ExecutionProcessor(SpanProcessor):
             )
         )
 
-    def _end_execution(self, identity: Identity, operation: str, attributes: dict[str, Any], opened: OpenSpan) -> None:
-        if operation == semconv.INVOKE_AGENT:
-            self._add_own_report(identity, attributes, opened)
+    def _end_execution(self, identity: Identity, attributes: dict[str, Any], opened: OpenSpan) -> None:
         own, total, late = self._spans.end_execution(opened)
         execution = Execution(
             identity,
@@ -199,7 +195,7 @@ class ExecutionProcessor(SpanProcessor):
         if isinstance(stated, int | float | str):
             try:
                 cost = Decimal(str(stated))
-                if cost.is_finite() and cost >= 0:
+                if cost.is_finite() and 0 <= cost <= _MOST_USD:
                     return usage._replace(cost_usd=cost, cost_source="provider")
             except InvalidOperation:
                 pass

@@ -28,7 +28,6 @@ class OpenSpan:
         "ended",
         "execution",
         "holds_execution",
-        "inference",
         "input",
         "model",
         "output",
@@ -56,9 +55,10 @@ class OpenSpan:
             self.execution = parent if parent.holds_execution else parent.execution
             caller = caller.over(parent.caller)
         self.caller = caller.over(bound_caller())
-        self.inference = operation in semconv.INFERENCE
         # A model call outside any agent is an execution of its own: its usage never waits for an agent to come.
-        self.holds_execution = operation == semconv.INVOKE_AGENT or (self.inference and self.execution is None)
+        self.holds_execution = operation == semconv.INVOKE_AGENT or (
+            operation in semconv.INFERENCE and self.execution is None
+        )
         name = semconv.string(attributes, semconv.AGENT_NAME)
         if name is None and not self.holds_execution and self.execution is not None:
             name = self.execution.agent_name
@@ -79,7 +79,7 @@ class OpenSpan:
 
 
 class Ended(NamedTuple):
-    """What an execution gathered: its own usage, and with its sub-agents'; late when its parent ended before."""
+    """What an execution gathered: its own usage, and with its sub-agents'; late when something ended before it."""
 
     own: Usage
     total: Usage
@@ -87,9 +87,10 @@ class Ended(NamedTuple):
 
 
 class OpenSpans:
-    """The open spans of this process, and the executions that ended lately.
+    """The open spans of this process, and those of executions that ended lately.
 
-    Bounded: beyond `limit` the oldest open span is forgotten and counted in `evicted`; it was never ended.
+    Bounded: beyond `limit` the oldest open span is taken for ended, though it is not, and counted in `evicted`; what
+    belongs to it is late from then on. The last `remembered` are kept for children that start or end later.
     """
 
     def __init__(self, limit: int = 100_000, remembered: int = 4096) -> None:
@@ -111,7 +112,7 @@ class OpenSpans:
             above = self._open.get(key) or self._ended.get(key)
         opened = OpenSpan(context.span_id, attributes, above)
         if len(self._open) >= self.limit:
-            self.evicted += self._forget(self._open)
+            self._evict()
         self._open[context.trace_id, context.span_id] = opened
         return opened
 
@@ -120,13 +121,13 @@ class OpenSpans:
         return self._open.get((context.trace_id, context.span_id))
 
     def pop(self, context: SpanContext) -> OpenSpan | None:
-        """Take out a span that ends. Executions are remembered for a while, for children that start later."""
+        """Take out a span that ends; None when it never started here, or was forgotten long ago."""
         key = (context.trace_id, context.span_id)
         opened = self._open.pop(key, None)
-        if opened is not None and opened.holds_execution:
-            self._ended[key] = opened
-            if len(self._ended) > self.remembered:
-                self._forget(self._ended)
+        if opened is None:
+            return self._ended.get(key)  # evicted
+        if opened.holds_execution or opened.execution is not None:
+            self._remember(key, opened)
         return opened
 
     def add_usage(self, opened: OpenSpan, usage: Usage, provider: str | None, model: str | None) -> bool:
@@ -153,10 +154,11 @@ class OpenSpans:
     def end_execution(self, opened: OpenSpan) -> Ended:
         """Close an execution's books and pass its total on to the execution above."""
         with self._lock:
-            opened.ended = True
             above = opened.execution
+            late = opened.ended or (above is not None and above.ended)
+            opened.ended = True
             self._add_to_open(above, opened.total)
-            return Ended(opened.own, opened.total, above is not None and above.ended)
+            return Ended(opened.own, opened.total, late)
 
     def _add_to_open(self, above: OpenSpan | None, usage: Usage) -> None:
         """Pass usage to the nearest execution still open; those that ended before are settled where they are stored."""
@@ -165,7 +167,29 @@ class OpenSpans:
         if above is not None:
             above.total = above.total.plus(usage)
 
-    def _forget(self, spans: dict[tuple[int, int], OpenSpan]) -> bool:
-        """Drop the oldest entry."""
-        with self._lock:
-            return spans.pop(next(iter(spans)), None) is not None
+    def _evict(self) -> None:
+        oldest = _pop_oldest(self._open)
+        if oldest is not None:
+            key, opened = oldest
+            with self._lock:
+                opened.ended = True
+                self.evicted += 1
+            self._remember(key, opened)
+
+    def _remember(self, key: tuple[int, int], opened: OpenSpan) -> None:
+        self._ended[key] = opened
+        if len(self._ended) > self.remembered:
+            _pop_oldest(self._ended)
+
+
+def _pop_oldest(spans: dict[tuple[int, int], OpenSpan]) -> tuple[tuple[int, int], OpenSpan] | None:
+    """Take the oldest entry out, while other threads write; None where they were quicker."""
+    while True:
+        try:
+            key = next(iter(spans))
+        except StopIteration:
+            return None
+        except RuntimeError:  # the dictionary changed between the two calls
+            continue
+        opened = spans.pop(key, None)
+        return None if opened is None else (key, opened)

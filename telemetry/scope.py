@@ -35,6 +35,7 @@ class Runtime(NamedTuple):
     content: Content
     capture_content: bool
     guard: Guard
+    know_agent: Callable[[str], object]
 
 
 class Current:
@@ -74,6 +75,7 @@ class Scope:
         self._span: Span | None = None
         self._context: Context | None = None
         self._opened: OpenSpan | None = None
+        self._current = Current(None)
         self._started = 0
         self._chunked = False
 

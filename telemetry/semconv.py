@@ -83,6 +83,11 @@ class TokenType(StrEnum):
 
 
 def string(attributes: Mapping[str, Any], name: str) -> str | None:
-    """An attribute as text, whatever its sender made it."""
+    """An attribute as text, whatever its sender made it and whichever generation's name it used."""
     value = attributes.get(name)
+    if value is None:
+        for alias in ALIASES.get(name, ()):
+            value = attributes.get(alias)
+            if value is not None:
+                break
     return value if value is None or type(value) is str else str(value)

@@ -32,6 +32,7 @@ LAYERS = {
     "usage": 1,
     "prices": 1,
     "runs": 1,
+    "sampling": 1,
     "scope": 1,
     "wrap": 1,
     "execution": 1,
@@ -52,7 +53,7 @@ DEPENDENCIES: list[set[str]] = [
     set(),
 ]
 PUBLIC = {
-    *("AgentMonitor", "Inference", "Run", "Tool", "bind", "current_run"),
+    *("AgentMonitor", "AlwaysRecord", "Inference", "Run", "Tool", "bind", "current_run"),
     *("Content", "Prices", "Status", "Telemetry", "configure"),
 }
 

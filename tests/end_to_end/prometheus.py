@@ -44,7 +44,8 @@ class Prometheus:
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             try:
-                found = self.query('timestamp(up{job="spanledger"} == 1)')
+                # Of an expression, `timestamp` would give the time of the query: so no `== 1` inside.
+                found = self.query('timestamp(up{job="spanledger"}) and up == 1')
             except httpx.HTTPError:  # still starting
                 found = []
             if found and float(found[0]["value"][1]) > moment:

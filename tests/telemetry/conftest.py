@@ -43,3 +43,9 @@ def quiet(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     records = [*caplog.get_records("call"), *caplog.get_records("teardown")]
     loud = [record for record in records if record.name.split(".")[0] in ("opentelemetry", "asyncio", "spanledger")]
     assert [record.getMessage() for record in loud] == []
+
+
+@pytest.fixture(autouse=True)
+def no_agents_of_other_tests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Decorated agents are known to the whole process, and exported at 0."""
+    monkeypatch.setattr("telemetry.monitor._agents", set())

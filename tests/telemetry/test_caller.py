@@ -134,10 +134,7 @@ def open_by_foreign_span(observed: Observed, user_id: Any) -> None:
 @pytest.mark.parametrize(
     "opened",
     [
-        pytest.param(
-            open_by_bind,
-            marks=pytest.mark.xfail(strict=True, reason="caller.py: a bound id that is no string loses the row"),
-        ),
+        open_by_bind,
         open_by_execution,
         open_by_foreign_span,
     ],

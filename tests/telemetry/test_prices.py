@@ -25,6 +25,7 @@ def prices() -> Prices:
 
 # USD per million tokens as published in September 2025.
 # https://openai.com/api/pricing: gpt-4o input 2.50, cached input 1.25, output 10.
+# https://docs.x.ai/docs/models: grok-4 input 3, cached input 0.75, output 15.
 # https://www.anthropic.com/pricing: Claude Sonnet 4 input 3, cache read 0.30, cache write (5 min) 3.75, output 15.
 @pytest.mark.parametrize(
     ("provider", "model", "usage", "cost"),
@@ -34,6 +35,7 @@ def prices() -> Prices:
         ("openai", "gpt-4o", Usage(1000, 400, 0, 120, 20), "0.0032"),
         ("openai", "gpt-4o-2024-08-06", Usage(1000, 400, 0, 120, 20), "0.0032"),
         ("azure.ai.openai", "gpt-4o", Usage(1000, 400, 0, 120, 20), "0.0032"),
+        ("x_ai", "grok-4", Usage(1000, 400, 0, 100), "0.0036"),  # 600 × 3 + 400 × 0.75 + 100 × 15
         # 500 × 3 + 400 × 0.30 + 100 × 3.75 + 100 × 15
         ("anthropic", "claude-sonnet-4-20250514", Usage(1000, 400, 100, 100), "0.003495"),
         ("openai", "gpt-4o", Usage(), "0"),

@@ -133,7 +133,6 @@ def test_a_foreign_agent_counts_only_beyond_its_descendants(
     assert three_sums(observed) == (expected, expected, expected)
 
 
-@pytest.mark.xfail(strict=True, reason="runs.py/processor.py: a span that becomes an agent after its start")
 def test_a_foreign_agent_that_says_so_after_its_start_counts_nothing_twice(observed: Observed) -> None:
     with observed.tracer.start_as_current_span("agent") as agent:
         agent.set_attributes(AGENT)
@@ -144,14 +143,12 @@ def test_a_foreign_agent_that_says_so_after_its_start_counts_nothing_twice(obser
     assert three_sums(observed) == (TEN, TEN, TEN)
 
 
-@pytest.mark.xfail(strict=True, reason="runs.py/processor.py: a span that becomes a model call after its start")
 def test_a_call_that_says_so_after_its_start_is_an_execution_too(observed: Observed) -> None:
     with observed.tracer.start_as_current_span("call") as call:
         call.set_attributes({**CHAT, "gen_ai.usage.input_tokens": 10})
     assert three_sums(observed) == (TEN, TEN, TEN)
 
 
-@pytest.mark.xfail(strict=True, reason="runs.py: children of an ended span that is no execution lose their agent")
 def test_a_span_under_an_ended_tool_still_belongs_to_its_open_agent(observed: Observed) -> None:
     with observed.monitor.execution("a") as run:
         with run.tool("search"):
@@ -258,7 +255,6 @@ def test_threads_that_add_usage_lose_nothing(observed: Observed) -> None:
     assert (len(observed.steps), observed.errors()) == (600, {})
 
 
-@pytest.mark.xfail(strict=False, reason="runs.py: _forget iterates while others write; lost about once in 300 000")
 def test_threads_that_end_executions_lose_none() -> None:
     spans, errors = OpenSpans(remembered=8), []
 
@@ -324,16 +320,12 @@ def test_an_evicted_execution_is_stored_all_the_same(evicting: Observed) -> None
     assert evicting.pipeline("spanledger_open_spans_evicted_total") == 1
 
 
-@pytest.mark.xfail(strict=True, reason="runs.py: an evicted execution is never taken out of the executions in flight")
 def test_an_evicted_execution_is_not_in_flight_for_ever(evicting: Observed) -> None:
     with evicting.monitor.execution("a"), evicting.monitor.execution("a"):
         pass
     assert evicting.value("spanledger_executions_in_flight", gen_ai_agent_name="a") == 0
 
 
-@pytest.mark.xfail(
-    strict=True, reason="runs.py: usage of an evicted execution is in its steps only, and nothing is late"
-)
 def test_an_evicted_executions_usage_is_settled_later(evicting: Observed) -> None:
     def call(run: Run) -> None:
         run.record_usage(provider="p", model="m", input_tokens=5)

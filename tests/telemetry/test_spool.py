@@ -174,6 +174,23 @@ def test_threads_that_append_while_another_seals(spool: Spool, monkeypatch: pyte
     assert found == Counter(expected)
 
 
+def test_a_segment_is_not_sealed_under_a_writer(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
+    write, sealer = os.write, threading.Thread(target=spool.seal)
+
+    def slow(fd: int, line: bytes) -> int:
+        if line == b"second\n":
+            sealer.start()
+            sealer.join(0.2)
+        return write(fd, line)
+
+    spool.append(EXECUTIONS, b"first\n")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", slow)
+        spool.append(EXECUTIONS, b"second\n")
+    sealer.join()
+    assert lines(spool) == [b"first\n", b"second\n"]
+
+
 # Other processes
 
 
