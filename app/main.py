@@ -16,6 +16,7 @@ from prometheus_client import GC_COLLECTOR, PLATFORM_COLLECTOR, PROCESS_COLLECTO
 from starlette.types import Message, Receive, Scope, Send
 
 from app import logs, problems, tracing
+from app.agents import errors
 from app.data_dir import NOT_WRITABLE, DataDir
 from app.database import Database, DatabaseUnavailable
 from app.embedded import EmbeddedPostgres, EmbeddedPostgresError
@@ -129,6 +130,7 @@ def _open_telemetry(settings: Settings, directory: DataDir, database: Database) 
             redact=settings.redact_patterns,
             capture_content=settings.capture_content(),
             retention=timedelta(days=settings.retention_days),
+            error_types=errors.names(),
         )
     except OSError as error:
         raise StartError(NOT_WRITABLE.format(path=spool_dir, reason=error.strerror)) from error

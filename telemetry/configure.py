@@ -29,6 +29,7 @@ from .runs import OpenSpans
 from .sampling import AlwaysRecord
 from .scope import Runtime
 from .spool import Spool
+from .worker import Worker
 
 if TYPE_CHECKING:
     import psycopg
@@ -51,6 +52,7 @@ class Telemetry:
         sink: PostgresSink | None,
         prices: Prices,
         content: Content,
+        sealer: Worker,
     ) -> None:
         self.tracer_provider = tracer_provider
         self.registry = registry
@@ -59,6 +61,7 @@ class Telemetry:
         self.sink = sink
         self.prices = prices
         self.content = content
+        self._sealer = sealer
         self.service = Service.from_resource(tracer_provider.resource)
 
     @property
@@ -82,6 +85,7 @@ class Telemetry:
         """Drain, stop the threads, export the last spans; False when rows are left on disk for the next start."""
         install(None)
         deadline = time.monotonic() + timeout
+        self._sealer.stop(timeout)
         drained = self.sink.stop(timeout) if self.sink is not None else True
         self.spool.close()
         # Rows first: a batch processor's flush knows no deadline.
@@ -153,10 +157,21 @@ def configure(
         sink = PostgresSink(spool, connect, guard, interval=drain_interval, retention=retention)
         sink.start()
     registry.register(PipelineCollector(processor, spool, sink, spans, guard))
-    telemetry = Telemetry(provider, registry, metrics, spool, sink, prices, content)
+    sealer = Worker("spanledger-seal", lambda: _seal(spool, guard, drain_interval), drain_interval)
+    sealer.start()
+    telemetry = Telemetry(provider, registry, metrics, spool, sink, prices, content, sealer)
     tracers = (provider.get_tracer(_SCOPE), unsampled.get_tracer(_SCOPE))
     install(Runtime(*tracers, spans, content, capture_content, guard, telemetry.know_agent))
     return telemetry
+
+
+def _seal(spool: Spool, guard: Guard, interval: float) -> float:
+    """Commit what was written, whether Postgres is there or not: a power loss costs no more than one interval."""
+    try:
+        spool.seal()
+    except OSError:
+        guard.report("spool")
+    return interval
 
 
 def _attach(

@@ -28,6 +28,7 @@ from .execution import EXECUTION_COLUMNS, STEP_COLUMNS
 from .guard import Guard
 from .settle import settle
 from .spool import EXECUTIONS, STEPS, TABLES, Segment, Spool
+from .worker import Worker
 
 Connection = psycopg.Connection[Any]
 _logger = logging.getLogger("spanledger")
@@ -49,7 +50,7 @@ class PostgresSink:
 
     Args:
         connect: Opens a connection whose role may insert; called again after each failure.
-        interval: Seconds between two looks at the spool, so also how long a row waits to be sealed.
+        interval: Seconds between two looks at the spool.
         retention: How old a row may be; no partition is made for an older one.
     """
 
@@ -75,41 +76,32 @@ class PostgresSink:
         self._connection: Connection | None = None
         self._inherited: Connection | None = None
         self._staged_only = False
+        self._pause = interval
         self._draining = threading.Lock()
-        self._stopping = threading.Event()
-        self._thread = self._new_thread()
         forked = weakref.WeakMethod(self._after_fork)
         os.register_at_fork(after_in_child=lambda: (sink := forked()) and sink())
+        self._worker = Worker("spanledger-sink", self._work, interval)
 
     def start(self) -> None:
         """Start the thread."""
-        self._thread.start()
-
-    def _new_thread(self) -> threading.Thread:
-        return threading.Thread(target=self._run, name="spanledger-sink", daemon=True)
-
-    def _after_fork(self) -> None:
-        """A child has none of our threads, and may not speak on its parent's connection."""
-        running = self._thread.ident is not None and not self._stopping.is_set()
-        self._inherited, self._connection = self._connection, None
-        if self._inherited is not None:
-            with contextlib.suppress(psycopg.Error, OSError):  # not close(): that ends the parent's session
-                os.close(self._inherited.fileno())
-        self._draining, self._stopping = threading.Lock(), threading.Event()
-        self._thread = self._new_thread()
-        if running:
-            self._thread.start()
+        self._worker.start()
 
     def stop(self, timeout: float = 10.0) -> bool:
         """Drain once more and stop; False when something is left on disk (it is adopted at the next start)."""
         deadline = time.monotonic() + timeout
-        self._stopping.set()
-        if self._thread.is_alive():
-            self._thread.join(timeout)
+        stopped = self._worker.stop(timeout)
         drained = self.drain(max(0.0, deadline - time.monotonic()))
-        if not self._thread.is_alive():
+        if stopped:
             self._hang_up()
         return drained
+
+    def _after_fork(self) -> None:
+        """A child may not speak on its parent's connection, nor wait for a lock whose holder it does not have."""
+        self._inherited, self._connection = self._connection, None
+        if self._inherited is not None:
+            with contextlib.suppress(psycopg.Error, OSError):  # not close(): that ends the parent's session
+                os.close(self._inherited.fileno())
+        self._draining = threading.Lock()
 
     def drain(self, timeout: float = 10.0) -> bool:
         """Seal the spool and load all there is; True when nothing is left. Callable from any thread."""
@@ -141,13 +133,12 @@ class PostgresSink:
             otel_context.detach(suppressed)
             self._draining.release()
 
-    def _run(self) -> None:
-        pause = self._interval
-        while not self._stopping.wait(pause):
-            if self.drain(timeout=3600.0):
-                pause = self._interval
-            else:
-                pause = min(30.0, max(1.0, pause * 2)) * random.uniform(0.75, 1.25)
+    def _work(self) -> float:
+        if self.drain(timeout=3600.0):
+            self._pause = self._interval
+        else:
+            self._pause = min(30.0, max(1.0, self._pause * 2)) * random.uniform(0.75, 1.25)
+        return self._pause
 
     def _seal(self) -> None:
         try:

@@ -1,4 +1,4 @@
-"""The spool: a write-ahead log of rows, on disk before the caller goes on, loaded into Postgres by the sink.
+"""The spool: a write-ahead log of rows, handed to the kernel before the caller goes on, loaded by the sink.
 
 Layout: one directory per process, held by an advisory lock (flock) for as long as the process lives, so that
 after a SIGKILL whoever finds the lock free knows the owner is dead and adopts what it left.
@@ -11,7 +11,7 @@ after a SIGKILL whoever finds the lock free knows the owner is dead and adopts w
 
 A segment is both files of one sequence number; the steps are renamed first, so sealed executions mean sealed
 steps. A line without its newline is torn (the process died inside the write) and is cut at adoption. The `v1`
-is the version of the lines: a reader knows its own and its neighbours'.
+is the version of the lines, so that a later reader can tell them from its own.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Segment:
         """Bytes on disk."""
         return sum(_size(self.path(table)) for table in TABLES)
 
-    def sealed_at(self) -> float:
+    def written_at(self) -> float:
         """When it was last written, in seconds since the epoch."""
         try:
             return self.path(EXECUTIONS).stat().st_mtime
@@ -248,10 +248,10 @@ class Spool:
 
     def look(self) -> list[Segment]:
         """Sealed segments, oldest first; how many and how large they are is noted for `append` and the metrics."""
-        segments = sorted(self._segments(), key=lambda segment: (segment.sealed_at(), segment.number))
+        segments = sorted(self._segments(), key=lambda segment: (segment.written_at(), segment.number))
         self._looked = time.monotonic()
         self._backlog = sum(segment.size() for segment in segments)
-        self.segments, self.oldest = len(segments), segments[0].sealed_at() if segments else None
+        self.segments, self.oldest = len(segments), segments[0].written_at() if segments else None
         return segments
 
     def pending_bytes(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Protocol
@@ -41,6 +42,7 @@ async def open_engine(settings: Settings, telemetry: Telemetry) -> AsyncIterator
 
     from .chat_completions import open_chat_completions
 
+    await asyncio.to_thread(telemetry.prices.load)  # takes most of a second: now, not while a request waits
     async with open_chat_completions(
         api_key=settings.openai_api_key.get_secret_value() if settings.openai_api_key else None,
         base_url=settings.openai_base_url,

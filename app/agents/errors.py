@@ -16,6 +16,8 @@ TimeoutError and `failure` for the others; `error_type` is the name of the class
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 
 class AgentError(Exception):
     """The agent could not do its work."""
@@ -54,3 +56,10 @@ class ProviderUnavailable(ProviderError):
 
 class ProviderTimeout(ProviderError, TimeoutError):
     """The model provider did not answer in time. Try again, or send a shorter text."""
+
+
+def names(error: type[AgentError] = AgentError) -> Iterator[str]:
+    """The names of the whole tree: what may be a metric's `error_type`."""
+    yield error.__name__
+    for kind in error.__subclasses__():
+        yield from names(kind)

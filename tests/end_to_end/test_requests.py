@@ -35,6 +35,7 @@ class Done(NamedTuple):
     answers: str
     samples: sources.Samples
     results: dict[str, dict[str, object]]
+    tokens: int  # that the model's server reported, for the three runs
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +88,9 @@ def done() -> Iterator[Done]:
         metrics = client.get(f"{service.url}/metrics?admin_token={TOKEN}").text
         rows = results["executions"]["data"]
         _, out, err = service.stop()
-        yield Done(data_dir, backend, answers[0], rows, out + err, "".join(answers) + metrics, samples, results)
+        tokens = model.usage.input_tokens + model.usage.output_tokens
+        said = "".join(answers) + metrics
+        yield Done(data_dir, backend, answers[0], rows, out + err, said, samples, results, tokens)
 
 
 def _query(url: str) -> dict[str, str]:
@@ -127,13 +130,16 @@ def test_an_unsampled_caller_is_not_exported_but_counted_and_stored(done: Done) 
     assert (trace_id, spans) == (UNSAMPLED, [])
     rows = {
         request: sorted(
-            (str(row["agent_name"]), str(row["status"]), row["is_root"])
+            (str(row["agent_name"]), str(row["status"]), row["is_root"], row["tokens_total"])
             for row in done.executions
             if row["request_id"] == request
         )
         for request in ("alone", "sampled", "unsampled")
     }
-    assert rows == {request: [("chat", "success", False), ("main_orchestrator", "success", True)] for request in rows}
+    assert rows["unsampled"] == rows["sampled"] == rows["alone"]
+    (agent, root) = rows["unsampled"]
+    assert (agent[:3], root[:3]) == (("chat", "success", False), ("main_orchestrator", "success", True))
+    assert agent[3] == root[3] == done.tokens // 3
     assert sources.of_samples(done.samples).ledger.executions == {
         ("main_orchestrator", "success"): 3,
         ("chat", "success"): 3,

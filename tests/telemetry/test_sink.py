@@ -410,8 +410,8 @@ def test_stop_keeps_its_deadline_and_leaves_rows_on_disk(tmp_path: Path) -> None
         assert not drained.stop(0.2)
         assert 0.2 <= time.monotonic() - started < 5
         leave.set()
-        drained._thread.join(10)
-        assert not drained._thread.is_alive()
+        drained._worker._thread.join(10)
+        assert not drained._worker._thread.is_alive()
         assert len(drained.spool.ready()) == 1
 
 

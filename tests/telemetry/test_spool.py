@@ -87,7 +87,7 @@ def test_lines_are_sealed_loaded_and_forgotten(spool: Spool, tmp_path: Path) -> 
     assert spool.ready() == [Segment(spool.writer, 1)]
     (segment,) = spool.ready()
     assert {table: segment.read(table) for table in TABLES} == {EXECUTIONS: b"a\nb\n", STEPS: b"s\n"}
-    assert (segment.size(), spool.pending_bytes(), spool.segments, spool.oldest) == (6, 6, 1, segment.sealed_at())
+    assert (segment.size(), spool.pending_bytes(), spool.segments, spool.oldest) == (6, 6, 1, segment.written_at())
     name = spool.writer.name
     assert files(tmp_path) == [f"{name}/000000000001.v1.{table}" for table in TABLES] + [f"{name}/lock"]
     segment.remove()

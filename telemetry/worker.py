@@ -1,0 +1,49 @@
+"""Worker: a background thread that does one thing again and again, in forked children too."""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from collections.abc import Callable
+
+
+class Worker:
+    """Calls `work`, which answers how many seconds to pause before the next time, until it is stopped.
+
+    Threads do not live on in a forked child, so the child gets one of its own.
+    """
+
+    def __init__(self, name: str, work: Callable[[], float], pause: float) -> None:
+        self._name = name
+        self._work = work
+        self._first_pause = pause
+        self._begin()
+        forked = weakref.WeakMethod(self._after_fork)
+        os.register_at_fork(after_in_child=lambda: (worker := forked()) and worker())
+
+    def _begin(self) -> None:
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def stop(self, timeout: float) -> bool:
+        """Ask the thread to stop; True when it has, within `timeout` seconds."""
+        self._stopping.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        pause = self._first_pause
+        while not self._stopping.wait(pause):
+            pause = self._work()
+
+    def _after_fork(self) -> None:
+        running = self._thread.ident is not None and not self._stopping.is_set()
+        self._begin()
+        if running:
+            self.start()
