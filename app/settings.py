@@ -159,7 +159,8 @@ class Settings(BaseSettings):
     otel_resource_attributes: Pairs = Field(
         default={},
         description="Further resource attributes, `key=value,key=value`; "
-        "`deployment.environment.name` becomes a column and a label, `service.namespace` and `service.version` columns.",
+        "`deployment.environment.name` becomes a column and a label, "
+        "`service.namespace` and `service.version` columns.",
     )
     otel_exporter_otlp_endpoint: Url | None = Field(
         default=None, description="Trace backend, OTLP over HTTP, without `/v1/traces`. Unset: no export."

@@ -45,7 +45,7 @@ class Content:
                 raw = orjson.dumps(raw.decode("utf-8", "replace"))
             if len(raw) > self.max_bytes:
                 raw = self._cap(raw)
-        return _NUL.sub(rb"\1\\ufffd", raw) if b"\\u0000" in raw else raw
+        return _NUL.sub(rb"\1\\ufffd", raw) if b"\\" in raw and b"\\u0000" in raw else raw
 
     def encode_json(self, text: str) -> bytes | None:
         """A payload that is JSON text already, as the conventions' message attributes are; else a JSON string."""

@@ -47,9 +47,9 @@ _second = (0, "")
 def timestamp(nanoseconds: int) -> str:
     """A moment, in nanoseconds since the epoch, floored to the microseconds that timestamptz holds; UTC."""
     global _second  # the text of the last second: formatting it costs more than the numbers of the whole row
-    second, rest = divmod(nanoseconds, 1_000_000_000)
+    second = nanoseconds // 1_000_000_000
     known, prefix = _second
     if second != known:
-        prefix = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(second))
+        prefix = time.strftime("%Y-%m-%d %H:%M:%S.", time.gmtime(second))
         _second = (second, prefix)
-    return f"{prefix}.{rest // 1000:06d}+00"
+    return f"{prefix}{str(1_000_000 + (nanoseconds - second * 1_000_000_000) // 1000)[1:]}+00"

@@ -129,9 +129,10 @@ class Identity(NamedTuple):
 
     def timing_columns(self) -> str:
         """Duration and time to first chunk, in ms; the duration to the nanosecond, as the span has it."""
-        whole, rest = divmod(self.end_time - self.start_time, 1_000_000)
-        first = self.time_to_first_chunk
-        return f"{whole}.{rest:06d}\t{NULL if first is None else round(first * 1e3, 3)}"
+        duration, first = self.end_time - self.start_time, self.time_to_first_chunk
+        whole = duration // 1_000_000
+        rest = str(1_000_000 + duration - whole * 1_000_000)[1:]
+        return f"{whole}.{rest}\t{NULL if first is None else round(first * 1e3, 3)}"
 
     def error_columns(self) -> str:
         if self.error_type is None and self.error_message is None:

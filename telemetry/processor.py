@@ -118,7 +118,7 @@ class ExecutionProcessor(SpanProcessor):
         if operation in semconv.INFERENCE and not opened.covered:
             usage = read_tokens(attributes)
             if usage is not None:
-                usage = self._priced(usage, provider, response_model or request_model, attributes, identity)
+                usage = self._priced(usage, provider, (response_model, request_model), attributes, identity)
                 late = not self._spans.add_usage(opened, usage, provider, request_model or response_model)
         self._store_step(
             Step(
@@ -171,7 +171,7 @@ class ExecutionProcessor(SpanProcessor):
             return
         provider = semconv.string(attributes, semconv.PROVIDER) or opened.provider
         model = semconv.string(attributes, semconv.REQUEST_MODEL) or opened.model
-        usage = self._priced(extra, provider, model, {}, identity)
+        usage = self._priced(extra, provider, (model,), {}, identity)
         self._spans.add_usage(opened, usage, provider, model)
         name, span_id = opened.agent_name, identity.span_id
         self._store_step(
@@ -186,21 +186,24 @@ class ExecutionProcessor(SpanProcessor):
         self,
         usage: Usage,
         provider: str | None,
-        model: str | None,
+        models: tuple[str | None, ...],
         attributes: dict[str, Any],
         identity: Identity,
     ) -> Usage:
-        """The usage with its cost: what the sender states wins over our price table."""
+        """The usage with its cost: what the sender states, else what the price table knows of the first of `models`."""
         stated = attributes.get(semconv.USAGE_COST)
-        if isinstance(stated, int | float | str):
+        if isinstance(stated, int | float | str) and not isinstance(stated, bool):
             try:
                 cost = Decimal(str(stated))
                 if cost.is_finite() and 0 <= cost <= _MOST_USD:
                     return usage._replace(cost_usd=cost, cost_source="provider")
             except InvalidOperation:
                 pass
-        known = self._prices.cost(provider, model, usage, identity.end_time)
-        return usage._replace(cost_usd=known, cost_source="unknown" if known is None else "local")
+        for model in models:
+            known = self._prices.cost(provider, model, usage, identity.end_time)
+            if known is not None:
+                return usage._replace(cost_usd=known, cost_source="local")
+        return usage._replace(cost_usd=None, cost_source="unknown")
 
     def _payload(self, attributes: dict[str, Any], *names: str) -> bytes | None:
         for name in names:

@@ -40,9 +40,8 @@ _EMAIL = re.compile(r"[A-Za-z0-9._%+-]{1,64}@[A-Za-z0-9-]{1,63}(?:\.[A-Za-z0-9-]
 _URL_PASSWORD = re.compile(r"(://[^\s/@:\"]{0,64}:)[^\s/@\"]{1,256}@")
 
 _WORDS = ("pass", "pwd", "secret", "token", "key", "auth", "cred", "cookie")  # one is in each of _NAMES
-_MARKS = (  # one is at the beginning of each _SECRET
-    *("sk-", "sk_", "pk_", "rk_", "ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_", "glpat-"),
-    *("xox", "hf_", "AKIA", "ASIA", "AIza", "eyJ", "earer ", "EARER ", "-----BEGIN"),
+_MARKS = re.compile(  # one is at the beginning of each _SECRET
+    r"[sr]k[-_]|pk[-_]|gh[pousr]_|github_pat_|glpat-|xox|hf_|A[KS]IA|AIza|eyJ|earer |EARER |-----BEGIN"
 )
 # A key is a long run of random characters; without the most frequent letters few words are.
 _RUNS = bytes(ord("a") if chr(byte) in string.ascii_letters + string.digits + "-_" else ord(".") for byte in range(256))
@@ -117,10 +116,10 @@ def _suspicious(text: str) -> bool:
         return True
     # Every mark has one of these characters, which prose has seldom; only then is it worth looking for a run.
     return (
-        ("-" in text or "_" in text or "J" in text or "K" in text or "I" in text or "B" in text)
+        ("-" in text or "_" in text or "I" in text or "J" in text or "B" in text)
         and len(text) >= 16
         and _KEY_RUN in text.encode("utf-8", "replace").translate(_RUNS, _FREQUENT)
-        and any(mark in text for mark in _MARKS)
+        and _MARKS.search(text) is not None
     )
 
 

@@ -232,3 +232,14 @@ def test_an_error_in_the_metrics_of_a_step_keeps_its_execution(
         with observed.tracer.start_as_current_span("chat", attributes=CHAT) as span:
             span.set_attribute("gen_ai.usage.input_tokens", 5)
     assert (len(observed.steps), len(observed.executions)) == (1, 1)
+
+
+def test_a_response_model_without_a_price_is_priced_as_the_one_asked_for(observe: Observe) -> None:
+    prices = Prices()
+    assert prices.load()
+    observed = observe(prices=prices)
+    asked = {"gen_ai.operation.name": "chat", "gen_ai.provider.name": "openai", "gen_ai.request.model": "gpt-4o-mini"}
+    for response_model in ("gpt-4o-mini-2024-07-18", "of-their-own"):
+        with observed.tracer.start_as_current_span("chat", attributes=asked) as span:
+            span.set_attributes({"gen_ai.response.model": response_model, "gen_ai.usage.input_tokens": 1_000_000})
+    assert [(step["cost_usd"], step["cost_source"]) for step in observed.steps] == [("0.15", "local")] * 2
