@@ -78,16 +78,22 @@ class Server:
     def _ask(self, request: bytes) -> bytes:
         """The body of the answer, whose length is always declared."""
         self._connection.sendall(request)
-        answer = self._connection.recv(65536)
+        answer = b""
         while b"\r\n\r\n" not in answer:
-            answer += self._connection.recv(65536)
+            answer += self._received()
         head, _, body = answer.partition(b"\r\n\r\n")
         if not head.startswith(b"HTTP/1.1 200"):
             raise RuntimeError(f"the server answered {head.splitlines()[0].decode()}")
         length = int(head.lower().partition(b"content-length:")[2].split(maxsplit=1)[0])
         while len(body) < length:
-            body += self._connection.recv(65536)
+            body += self._received()
         return body
+
+    def _received(self) -> bytes:
+        received = self._connection.recv(65536)
+        if not received:
+            raise RuntimeError("the server closed the connection")
+        return received
 
 
 def run() -> Iterator[Figure]:

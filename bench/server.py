@@ -78,5 +78,13 @@ if __name__ == "__main__":
     with socket.create_server(("127.0.0.1", 0)) as listener:
         print(listener.getsockname()[1], flush=True)
         app = create_app(monitored=sys.argv[1] == "monitored")
-        config = uvicorn.Config(app, loop="uvloop", http="httptools", ws="none", lifespan="on", log_level="error")
+        config = uvicorn.Config(
+            app,
+            loop="uvloop",
+            http="httptools",
+            ws="none",
+            lifespan="on",
+            log_level="error",
+            timeout_keep_alive=60,  # the connection waits while the other server has its turn
+        )
         uvicorn.Server(config).run([listener])

@@ -242,4 +242,4 @@ def test_a_response_model_without_a_price_is_priced_as_the_one_asked_for(observe
     for response_model in ("gpt-4o-mini-2024-07-18", "of-their-own"):
         with observed.tracer.start_as_current_span("chat", attributes=asked) as span:
             span.set_attributes({"gen_ai.response.model": response_model, "gen_ai.usage.input_tokens": 1_000_000})
-    assert [(step["cost_usd"], step["cost_source"]) for step in observed.steps] == [("0.15", "local")] * 2
+    assert [(step["cost_usd"], step["cost_source"]) for step in observed.steps] == [("0.150", "local")] * 2
