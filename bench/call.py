@@ -59,8 +59,9 @@ class Variant:
         self.provider = provider
         self.exporter = exporter
         self.inputs = [inputs[number % len(inputs)] for number in range(CALLS)]
-        if exporter is not None:
-            provider.add_span_processor(BatchSpanProcessor(exporter))
+        self.batches = BatchSpanProcessor(exporter) if exporter is not None else None
+        if self.batches is not None:
+            provider.add_span_processor(self.batches)
 
     def round(self, call: Callable[[Any, Any], None]) -> None:
         """Measure one round."""
@@ -68,7 +69,8 @@ class Variant:
         for given, answer in self.inputs:
             call(given, answer)
         wall = time.perf_counter() - wall
-        self.provider.force_flush()
+        if self.batches is not None:
+            self.batches.force_flush()
         cpu = time.process_time() - cpu
         self.wall.append(wall / CALLS * 1e6)
         self.cpu.append(cpu / CALLS * 1e6)

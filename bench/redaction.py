@@ -1,6 +1,6 @@
 """Encoding and redaction of a payload, per KB of its JSON, beside `orjson.dumps` of the same payload alone.
 
-The budget is 3 µs per KB. In turns in one process; every payload is a new object of its kind each time.
+The budget is 3 µs per KB. Both in turns in one process, 64 payloads of each kind.
 """
 
 from __future__ import annotations

@@ -156,7 +156,7 @@ def configure(
 
         sink = PostgresSink(spool, connect, guard, interval=drain_interval, retention=retention)
         sink.start()
-    registry.register(PipelineCollector(processor, spool, sink, spans, guard))
+    registry.register(PipelineCollector(processor, spool, sink, spans, guard, metrics))
     sealer = Worker("spanledger-seal", lambda: _seal(spool, guard, drain_interval), drain_interval)
     sealer.start()
     telemetry = Telemetry(provider, registry, metrics, spool, sink, prices, content, sealer)

@@ -14,11 +14,10 @@ from opentelemetry.trace import StatusCode
 from . import copytext, semconv
 from .caller import Caller
 from .content import Content
-from .copytext import NULL, number, text, timestamp
+from .copytext import NULL, name, number, text, timestamp
 from .semconv import Status
 from .usage import NONE, Usage
 
-UNATTRIBUTED = "_unattributed"
 _NO_TOKENS = "\t".join(["0"] * 6)
 _NO_COST = "\t".join([NULL] * 3)
 _NO_USAGE = "\t".join([NULL] * 7)
@@ -70,8 +69,8 @@ class Service:
             attributes.get("deployment.environment.name", attributes.get("deployment.environment")),
             attributes.get("service.instance.id"),
         )
-        name, *rest = (None if value is None else str(value) for value in values)
-        return cls(name or "unknown_service", *rest)
+        service, *rest = (None if value is None else str(value) for value in values)
+        return cls(service or "unknown_service", *rest)
 
 
 class Identity(NamedTuple):
@@ -108,9 +107,9 @@ class Identity(NamedTuple):
         status, error_type, error_message = _outcome(span, attributes)
         rest = {name: attributes[name] for name in attributes if name not in _COLUMNS}
         return cls(
-            f"{context.trace_id:032x}",
-            f"{context.span_id:016x}",
-            f"{parent.span_id:016x}" if parent is not None else None,
+            context.trace_id.to_bytes(16).hex(),
+            context.span_id.to_bytes(8).hex(),
+            parent.span_id.to_bytes(8).hex() if parent is not None else None,
             span.start_time or 0,
             span.end_time or 0,
             status,
@@ -125,7 +124,7 @@ class Identity(NamedTuple):
     def request_columns(self) -> str:
         """Request and service columns, which stand together in both tables."""
         user_id, session_id, request_id = self.caller
-        return f"{text(user_id)}\t{text(session_id)}\t{text(request_id)}\t{self.service.columns}"
+        return f"{name(user_id)}\t{name(session_id)}\t{text(request_id)}\t{self.service.columns}"
 
     def timing_columns(self) -> str:
         """Duration and time to first chunk, in ms; the duration to the nanosecond, as the span has it."""
@@ -174,14 +173,14 @@ class Execution(NamedTuple):
                 timestamp(identity.end_time),
                 "f" if self.parent_agent_span_id else "t",
                 identity.status,
-                text(self.agent_name),
-                text(self.agent_version),
+                name(self.agent_name),
+                name(self.agent_version),
                 identity.request_columns(),
                 identity.timing_columns(),
                 _NO_TOKENS if own is NONE else "\t".join(map(str, (own.tokens, *own[:5]))),
                 str(total.tokens),
-                text(self.model),
-                text(self.provider),
+                name(self.model),
+                name(self.provider),
                 _NO_COST
                 if total is NONE
                 else f"{number(own.cost_usd)}\t{number(total.cost_usd)}\t{total.cost_source or NULL}",
@@ -219,15 +218,15 @@ class Step(NamedTuple):
                 self.agent_span_id or NULL,
                 timestamp(identity.start_time),
                 timestamp(identity.end_time),
-                text(self.operation),
+                name(self.operation),
                 identity.status,
-                text(self.agent_name),
+                name(self.agent_name),
                 identity.request_columns(),
                 identity.timing_columns(),
-                text(self.tool_name),
-                text(self.request_model),
-                text(self.response_model),
-                text(self.provider),
+                name(self.tool_name),
+                name(self.request_model),
+                name(self.response_model),
+                name(self.provider),
                 _NO_USAGE
                 if usage is None
                 else "\t".join((*map(str, usage[:5]), number(usage.cost_usd), usage.cost_source or NULL)),

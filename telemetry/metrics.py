@@ -11,13 +11,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Generic, TypeVar, cast
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
+from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics
 
 from . import semconv
-from .execution import UNATTRIBUTED, Execution, Service, Step
+from .execution import Execution, Service, Step
 from .semconv import Status, TokenType
 
 OTHER: Final = "_OTHER"
+_MOST_AGENTS: Final = 150  # of a process, exported before their first run
 # The convention's bounds united with the thresholds service levels are set on, and the lengths of long runs.
 _LEVELS = (0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 900.0, 1800.0, 3600.0)
 _POWERS = tuple(round(0.01 * 2**power, 2) for power in range(14))  # 0.01 … 81.92 s
@@ -37,7 +38,7 @@ ERROR_TYPES = frozenset(
     | {"CancelledError", "JSONDecodeError", "ReadTimeout", "ConnectTimeout", "ConnectError", "run_limit"}
 )
 
-M = TypeVar("M", bound=Counter | Gauge | Histogram)
+M = TypeVar("M", bound=Counter | Histogram)
 
 
 class Capped(Generic[M]):
@@ -56,7 +57,7 @@ class Capped(Generic[M]):
         if known is not None:
             return known
         fits = self.fits(*values)
-        texts = [_label(value) for value in values]
+        texts = label_values(*values)
         if not fits:
             self._overflow.inc()
             texts = [OTHER if index in self._open else text for index, text in enumerate(texts)]
@@ -70,9 +71,9 @@ class Capped(Generic[M]):
         return values in self._children or len(self._children) < self.limit
 
 
-def _label(value: str) -> str:
-    """A label value that Prometheus can read back: no lone surrogates, and no novels."""
-    return value[:200].encode("utf-8", "replace").decode()
+def label_values(*values: str) -> list[str]:
+    """Label values that Prometheus can read back: no lone surrogates, and no novels."""
+    return [value[:200].encode("utf-8", "replace").decode() for value in values]
 
 
 @dataclass(slots=True)
@@ -112,7 +113,7 @@ class Metrics:
         self.registry = registry
         self._error_types = ERROR_TYPES | set(error_types)
         # The children of an agent's executions, found with one look-up instead of one for each metric.
-        self._in_flight: dict[tuple[Service, str], Gauge] = {}
+        self.agents: set[tuple[Service, str]] = set()
         self._outcomes: dict[tuple[Service, str, str, str], _Outcome] = {}
         self.overflow = Counter(
             "spanledger_label_overflow",
@@ -179,17 +180,6 @@ class Metrics:
             200,
         )
         self.items = self._counter("spanledger_items", "What agents produced", [agent, "kind"], 100)
-        self.in_flight = Capped(
-            Gauge(
-                "spanledger_executions_in_flight",
-                "Executions that have started and not ended",
-                [*_SERVICE, agent],
-                registry=registry,
-            ),
-            150,
-            range(3),
-            self.overflow.labels("spanledger_executions_in_flight"),
-        )
 
     def _histogram(
         self, name: str, text: str, labels: list[str], buckets: tuple[float, ...], limit: int
@@ -201,53 +191,36 @@ class Metrics:
         metric = Counter(name, text, [*_SERVICE, *labels], registry=self.registry)
         return Capped(metric, limit, _open_labels(labels), self.overflow.labels(f"{name}_total"))
 
-    def know_agent(self, service: Service, agent: str) -> Gauge:
-        """Export an agent's closed label sets at 0: a counter born at 1 never fires `increase() > 0`.
-
-        Returns its gauge of executions in flight.
-        """
-        gauge = self._in_flight.get((service, agent))
-        if gauge is None:
-            where = _where(service)
-            fits = self.in_flight.fits(*where, agent)
-            gauge = self.in_flight.labels(*where, agent)
-            if fits:
-                self._in_flight[service, agent] = gauge
-                for status in Status:
-                    self._outcome(service, agent, status.value, "")
-        return gauge
-
-    def started(self, service: Service, agent: str) -> None:
-        """An execution started."""
-        self.know_agent(service, agent).inc()
-
-    def ended(self, service: Service, agent: str) -> None:
-        """An execution that had started ended."""
-        self.know_agent(service, agent).dec()
+    def know_agent(self, service: Service, agent: str) -> None:
+        """Export an agent's closed label sets at 0: a counter born at 1 never fires `increase() > 0`."""
+        if (service, agent) not in self.agents and len(self.agents) < _MOST_AGENTS:
+            self.agents.add((service, agent))
+            for status in Status:
+                self._outcome(service, agent, status.value, "")
 
     def observe_execution(self, execution: Execution) -> None:
         """One ended execution."""
         identity = execution.identity
         key = (identity.service, execution.agent_name, identity.status, self._error(identity.error_type))
         outcome = self._outcomes.get(key) or self._outcome(*key)
-        seconds = identity.seconds
+        seconds = (identity.end_time - identity.start_time) / 1e9
         exemplar = None
         if outcome.wants_exemplar(seconds, identity.end_time):
             exemplar = {"trace_id": identity.trace_id, "span_id": identity.span_id}
         outcome.duration.observe(seconds, exemplar)
         outcome.executions.inc(1, exemplar)
-        if execution.is_root:
+        if execution.parent_agent_span_id is None:
             outcome.requests.inc(1, exemplar)
 
     def _outcome(self, service: Service, agent: str, status: str, error: str) -> _Outcome:
-        where = _where(service)
-        fit = self.agent_duration.fits(*where, agent, error) and self.executions.fits(*where, agent, status)
+        place = where(service)
+        fit = self.agent_duration.fits(*place, agent, error) and self.executions.fits(*place, agent, status)
         outcome = _Outcome(
-            self.agent_duration.labels(*where, agent, error),
-            self.executions.labels(*where, agent, status),
-            self.requests.labels(*where, agent, status),
+            self.agent_duration.labels(*place, agent, error),
+            self.executions.labels(*place, agent, status),
+            self.requests.labels(*place, agent, status),
         )
-        if fit and self.requests.fits(*where, agent, status):  # what is folded is counted each time
+        if fit and self.requests.fits(*place, agent, status):  # what is folded is counted each time
             self._outcomes[service, agent, status, error] = outcome
         return outcome
 
@@ -256,19 +229,19 @@ class Metrics:
         for name, count in attributes.items():
             if name.startswith(semconv.ITEMS_PREFIX) and isinstance(count, int) and count >= 0:
                 kind = name.removeprefix(semconv.ITEMS_PREFIX)
-                self.items.labels(*_where(execution.identity.service), execution.agent_name, kind).inc(count)
+                self.items.labels(*where(execution.identity.service), execution.agent_name, kind).inc(count)
 
     def observe_step(self, step: Step) -> None:
         """One ended step."""
-        identity, agent = step.identity, step.agent_name or UNATTRIBUTED
-        where = _where(identity.service)
+        identity, agent = step.identity, step.agent_name or semconv.UNATTRIBUTED
+        place = where(identity.service)
         exemplar = {"trace_id": identity.trace_id, "span_id": identity.span_id}
         error = self._error(identity.error_type)
         if step.operation == semconv.EXECUTE_TOOL:
             tool = step.tool_name or ""
-            self.tool_duration.labels(*where, tool, agent, error).observe(identity.seconds, exemplar)
+            self.tool_duration.labels(*place, tool, agent, error).observe(identity.seconds, exemplar)
         model, provider = step.request_model or step.response_model or "", step.provider or ""
-        call = (*where, step.operation, provider, model, agent)
+        call = (*place, step.operation, provider, model, agent)
         if step.operation in semconv.INFERENCE:
             self.operation_duration.labels(*call, error).observe(identity.seconds, exemplar)
             if identity.time_to_first_chunk is not None:
@@ -279,13 +252,13 @@ class Metrics:
         self.token_usage.labels(*call, TokenType.INPUT.value).observe(usage.input_tokens, exemplar)
         self.token_usage.labels(*call, TokenType.OUTPUT.value).observe(usage.output_tokens, exemplar)
         for token_type, count in zip(_TOKEN_TYPES, usage[:5], strict=True):
-            tokens = self.tokens.labels(*where, agent, model, token_type)
+            tokens = self.tokens.labels(*place, agent, model, token_type)
             if count:
                 tokens.inc(count, exemplar)
         if usage.cost_usd is None:
-            self.unpriced.labels(*where, agent, model, provider).inc(usage.tokens, exemplar)
+            self.unpriced.labels(*place, agent, model, provider).inc(usage.tokens, exemplar)
         else:
-            self.cost.labels(*where, agent, model, provider).inc(float(usage.cost_usd), exemplar)
+            self.cost.labels(*place, agent, model, provider).inc(float(usage.cost_usd), exemplar)
 
     def _error(self, error_type: str | None) -> str:
         if error_type is None:
@@ -308,7 +281,8 @@ _TOKEN_TYPES = tuple(
 _CLOSED = frozenset({"status", "gen_ai_token_type", "gen_ai_operation_name"})
 
 
-def _where(service: Service) -> tuple[str, str]:
+def where(service: Service) -> tuple[str, str]:
+    """The label values that say which service it was."""
     return service.name, service.environment or ""
 
 

@@ -11,6 +11,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from .guard import Guard
+from .metrics import OTHER, Metrics, label_values, where
 from .processor import ExecutionProcessor
 from .runs import OpenSpans
 from .spool import Spool
@@ -31,12 +32,14 @@ class PipelineCollector(Collector):
         sink: PostgresSink | None,
         spans: OpenSpans,
         guard: Guard,
+        metrics: Metrics,
     ) -> None:
         self._processor = processor
         self._spool = spool
         self._sink = sink
         self._spans = spans
         self._guard = guard
+        self._metrics = metrics
 
     def describe(self) -> Iterable[Metric]:
         """Nothing: a collect at registration would read parts that are not running yet."""
@@ -56,9 +59,24 @@ class PipelineCollector(Collector):
             "spanledger_open_spans_evicted", "Open spans forgotten: too many never ended", self._spans.evicted
         )
         yield GaugeMetricFamily("spanledger_open_spans", "Spans started and not ended", len(self._spans))
+        yield self._in_flight()
         yield from self._collect_spool()
         if self._sink is not None:
             yield from _collect_sink(self._sink)
+
+    def _in_flight(self) -> Metric:
+        """Counted when somebody asks: keeping a gauge up to date would cost every execution a tenth of its price."""
+        family = GaugeMetricFamily(
+            "spanledger_executions_in_flight",
+            "Executions that have started and not ended",
+            labels=["service_name", "deployment_environment_name", "gen_ai_agent_name"],
+        )
+        running = self._spans.executions()
+        for service, agent in sorted(self._metrics.agents, key=str):
+            family.add_metric(label_values(*where(service), agent), running.pop(agent, 0))
+        if running:
+            family.add_metric([OTHER, OTHER, OTHER], running.total())
+        return family
 
     def _collect_spool(self) -> Iterable[Metric]:
         spool = self._spool

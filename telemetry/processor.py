@@ -13,7 +13,7 @@ from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
 
 from . import semconv
 from .content import Content
-from .execution import UNATTRIBUTED, Execution, Identity, Service, Step
+from .execution import Execution, Identity, Service, Step
 from .guard import Guard
 from .metrics import Metrics
 from .prices import Prices
@@ -59,13 +59,13 @@ class ExecutionProcessor(SpanProcessor):
         try:
             attributes: dict[str, Any] = span.attributes.copy()  # type: ignore[union-attr]  # a plain dict, to read fast
             opened = self._spans.start(span.context, span.parent, attributes)
-            learned = opened.caller.missing(attributes)
-            if opened.execution is not None and opened.agent_name and semconv.AGENT_NAME not in attributes:
-                learned[semconv.AGENT_NAME] = opened.agent_name
-            if learned:
+            if opened.learns:
+                learned = opened.caller.missing(attributes)
+                if opened.agent_name is not None and semconv.AGENT_NAME not in attributes:
+                    learned[semconv.AGENT_NAME] = opened.agent_name
                 span.set_attributes(learned)
             if opened.holds_execution:
-                self._metrics.started(self._service_of(span.resource), opened.agent_name or UNATTRIBUTED)
+                self._metrics.know_agent(self._service_of(span.resource), opened.agent_name or semconv.UNATTRIBUTED)
         except Exception:
             self._guard.report("on_start")
 
@@ -96,8 +96,6 @@ class ExecutionProcessor(SpanProcessor):
         if opened is None:  # never started here, or forgotten: it stands alone, and its steps tell its usage
             opened = OpenSpan(span.context.span_id, attributes, None)
             opened.ended = operation == semconv.INVOKE_AGENT
-        elif opened.holds_execution:
-            self._metrics.ended(service, opened.agent_name or UNATTRIBUTED)
         identity = Identity.from_span(span, attributes, opened.caller, service, self._content)
         if operation == semconv.INVOKE_AGENT:
             if opened.holds_execution:  # else it became an agent after its start: its calls went elsewhere
@@ -141,7 +139,7 @@ class ExecutionProcessor(SpanProcessor):
         own, total, late = self._spans.end_execution(opened)
         execution = Execution(
             identity,
-            opened.agent_name or UNATTRIBUTED,
+            opened.agent_name or semconv.UNATTRIBUTED,
             semconv.string(attributes, semconv.AGENT_VERSION),
             _span_id(opened.execution),
             own,

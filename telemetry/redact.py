@@ -41,13 +41,15 @@ _URL_PASSWORD = re.compile(r"(://[^\s/@:\"]{0,64}:)[^\s/@\"]{1,256}@")
 
 _WORDS = ("pass", "pwd", "secret", "token", "key", "auth", "cred", "cookie")  # one is in each of _NAMES
 _MARKS = re.compile(  # one is at the beginning of each _SECRET
-    r"[sr]k[-_]|pk[-_]|gh[pousr]_|github_pat_|glpat-|xox|hf_|A[KS]IA|AIza|eyJ|earer |EARER |-----BEGIN"
+    r"[sr]k[-_]|pk[-_]|gh[pousr]_|github_pat_|glpat-|xox|hf_|A[KS]IA|AIza|eyJ|earer |EARER "
 )
-# A key is a long run of random characters; without the most frequent letters few words are.
-_RUNS = bytes(ord("a") if chr(byte) in string.ascii_letters + string.digits + "-_" else ord(".") for byte in range(256))
-_FREQUENT = b"etaoinsr"
-_KEY_RUN = b"a" * 13
-_FEW = 16  # values to look at one by one; a payload with more is looked at as text
+# Keys are long runs of these characters; words are shorter.
+_RUNS = bytes(
+    ord("a") if chr(byte) in string.ascii_letters + string.digits + "-_." else ord(" ") for byte in range(256)
+)
+_KEY_RUN = b"a" * 15
+_MANY = 1024  # values to look at one by one; a payload with more, or with a cycle, is looked at as text
+_LONGEST_MARK = 11  # characters of a mark that may stand before the run: "github_pat_", "Bearer "
 
 
 class Redactor:
@@ -63,14 +65,17 @@ class Redactor:
     def text(self, raw: bytes) -> bytes:
         """A text without its secrets."""
         text = raw.decode("utf-8", "replace")
-        return self._own(_clean(text).encode() if _suspicious(text) else raw)
+        return self._own(_clean(text).encode() if _suspicious([text]) else raw)
 
     def json(self, raw: bytes, value: object) -> bytes:
         """A JSON text without its secrets; `value` is what it was made from, quicker to look through."""
-        suspicious = _suspicious_value(value)
-        if suspicious is None:
-            suspicious = _suspicious(raw.decode("utf-8", "replace"))
-        return self._own(orjson.dumps(_clean_value(orjson.loads(raw))) if suspicious else raw)
+        texts: list[str] = []
+        plain, sensitive = _look(value, texts)
+        if not plain:
+            texts, sensitive = [raw.decode("utf-8", "replace")], False
+        if sensitive or _suspicious(texts):
+            raw = orjson.dumps(_clean_value(orjson.loads(raw)))
+        return self._own(raw)
 
     def _own(self, raw: bytes) -> bytes:
         for pattern in self._extra:
@@ -78,54 +83,69 @@ class Redactor:
         return raw
 
 
-def _suspicious_value(value: object) -> bool | None:
-    """Whether a payload of few, plain values may hold a secret; None for any other."""
-    seen, stack = 0, [value]
-    while stack:
-        item = stack.pop()
+def _look(value: object, texts: list[str]) -> tuple[bool, bool]:
+    """Gather the strings of a payload: whether it is plain (of strings, numbers, lists and dicts), and whether a key
+    has a sensitive name."""
+    stack = [value]
+    for item in stack:  # which grows while it is walked
+        if len(stack) > _MANY:
+            return False, False
         kind = type(item)
-        seen += 1
-        if seen > _FEW:
-            return None
         if kind is str:
-            if _suspicious(item):  # type: ignore[arg-type]  # kind says so, and is quicker than isinstance
-                return True
+            texts.append(item)  # type: ignore[arg-type]  # kind says so, and is quicker than isinstance
         elif kind is dict:
             for key, child in item.items():  # type: ignore[attr-defined]
                 if type(key) is not str:
-                    return None
+                    return False, False
                 if _known_keys.get(key) is not False and _is_sensitive(key):
-                    return True
+                    return True, True
                 stack.append(child)
         elif kind is list or kind is tuple:
-            stack.extend(item[: _FEW + 1])  # type: ignore[index]
+            stack.extend(item)  # type: ignore[arg-type]
         elif kind is not int and kind is not float and kind is not bool and item is not None:
-            return None  # a model, a dataclass …: only its JSON shows what is in it
-    return False
+            return False, False  # a model, a dataclass …: only its JSON shows what is in it
+    return True, False
 
 
-def _suspicious(text: str) -> bool:
+def _suspicious(texts: list[str]) -> bool:
     """Whether a pattern may match."""
-    if "@" in text:
+    whole = texts[0] if len(texts) == 1 else "\n".join(texts)
+    if "@" in whole:
         return True
-    if "=" in text or (":" in text and ": " in text):
-        low = text.lower()
-        if any(word in low for word in _WORDS):
+    if "=" in whole or (":" in whole and ": " in whole):
+        if _assigns(whole, "=") or _assigns(whole, ": "):
             return True
-    if '"' in text and '":' in text and any(map(_is_sensitive, _keys(text))):
+    if '"' in whole and '":' in whole and any(map(_is_sensitive, _keys(whole))):
         return True
+    return any(map(_has_mark, texts))
+
+
+def _assigns(text: str, sign: str) -> bool:
+    """Whether a sensitive name may stand before one of these signs; none is longer than what is looked at."""
+    pieces = text.split(sign)
+    del pieces[-1]
+    low = "\n".join([piece[-18:] for piece in pieces]).lower()
+    return any(word in low for word in _WORDS)
+
+
+def _has_mark(text: str) -> bool:
+    """Whether a long run of the characters that keys consist of begins like a key; a UUID does not."""
     # Every mark has one of these characters, which prose has seldom; only then is it worth looking for a run.
-    return (
-        ("-" in text or "_" in text or "I" in text or "J" in text or "B" in text)
-        and len(text) >= 16
-        and _KEY_RUN in text.encode("utf-8", "replace").translate(_RUNS, _FREQUENT)
-        and _MARKS.search(text) is not None
-    )
+    if "-" not in text and "_" not in text and "I" not in text and "J" not in text and "B" not in text:
+        return False
+    runs = text.encode("latin-1", "replace").translate(_RUNS)  # a byte for each character, so that positions hold
+    at = runs.find(_KEY_RUN)
+    while at >= 0:
+        end = runs.find(b" ", at)
+        if _MARKS.search(text, max(0, at - _LONGEST_MARK), end if end >= 0 else len(text)):
+            return True
+        at = runs.find(_KEY_RUN, end) if end >= 0 else -1
+    return "-----BEGIN" in text
 
 
 def _clean_value(value: Any) -> Any:
     if isinstance(value, str):
-        return _clean(value) if _suspicious(value) else value
+        return _clean(value) if _suspicious([value]) else value
     if isinstance(value, list):
         return [_clean_value(item) for item in value]
     if isinstance(value, dict):

@@ -8,6 +8,7 @@ caller reach every child, and the tree never counts a token twice.
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -29,6 +30,7 @@ class OpenSpan:
         "execution",
         "holds_execution",
         "input",
+        "learns",
         "model",
         "output",
         "own",
@@ -46,7 +48,7 @@ class OpenSpan:
         self.span_id = span_id
         self.parent = parent
         self.execution: OpenSpan | None = None
-        caller = Caller(
+        caller = stated = Caller(
             semconv.string(attributes, semconv.USER_ID),
             semconv.string(attributes, semconv.SESSION_ID),
             semconv.string(attributes, semconv.REQUEST_ID),
@@ -55,6 +57,7 @@ class OpenSpan:
             self.execution = parent if parent.holds_execution else parent.execution
             caller = caller.over(parent.caller)
         self.caller = caller.over(bound_caller())
+        self.learns = self.execution is not None or self.caller is not stated
         # A model call outside any agent is an execution of its own: its usage never waits for an agent to come.
         self.holds_execution = operation == semconv.INVOKE_AGENT or (
             operation in semconv.INFERENCE and self.execution is None
@@ -93,7 +96,7 @@ class OpenSpans:
     belongs to it is late from then on. The last `remembered` are kept for children that start or end later.
     """
 
-    def __init__(self, limit: int = 100_000, remembered: int = 4096) -> None:
+    def __init__(self, limit: int = 100_000, remembered: int = 256) -> None:
         self.limit = limit
         self.remembered = remembered
         self.evicted = 0
@@ -103,6 +106,12 @@ class OpenSpans:
 
     def __len__(self) -> int:
         return len(self._open)
+
+    def executions(self) -> Counter[str]:
+        """How many executions are open, by agent."""
+        return Counter(
+            opened.agent_name or semconv.UNATTRIBUTED for opened in list(self._open.values()) if opened.holds_execution
+        )
 
     def start(self, context: SpanContext, parent: SpanContext | None, attributes: Mapping[str, Any]) -> OpenSpan:
         """Enter a span."""

@@ -38,12 +38,18 @@ class Runtime(NamedTuple):
     know_agent: Callable[[str], object]
 
 
-class Current:
-    """Makes a context the current one for a `with` block.
+def _detach(token: Token[Context] | None) -> None:
+    """Undo an attach. From another task than the one that attached (a stream's finaliser) there is nothing to undo;
+    OpenTelemetry's own `detach` logs an error there."""
+    if token is not None:
+        try:  # on the path of every call, where suppress() costs a microsecond
+            token.var.reset(token)
+        except ValueError:
+            pass
 
-    Leaving from another task than the one that entered (a stream's finaliser) is silent; OpenTelemetry's own
-    `detach` logs an error there.
-    """
+
+class Current:
+    """Makes a context the current one for a `with` block."""
 
     __slots__ = ("_context", "_token")
 
@@ -56,11 +62,7 @@ class Current:
             self._token = otel_context.attach(self._context)
 
     def __exit__(self, *_: object) -> None:
-        if self._token is not None:
-            try:
-                self._token.var.reset(self._token)
-            except ValueError:
-                pass
+        _detach(self._token)
 
 
 class Scope:
@@ -75,7 +77,7 @@ class Scope:
         self._span: Span | None = None
         self._context: Context | None = None
         self._opened: OpenSpan | None = None
-        self._current = Current(None)
+        self._token: Token[Context] | None = None
         self._started = 0
         self._chunked = False
 
@@ -110,14 +112,14 @@ class Scope:
 
     def __enter__(self) -> Self:
         self.open()
-        self._current = self.current()
-        self._current.__enter__()
+        if self._context is not None:
+            self._token = otel_context.attach(self._context)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._current.__exit__(kind, error, trace)
+        _detach(self._token)
         self.close(error)
 
     def open(self) -> None:

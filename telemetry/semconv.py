@@ -61,6 +61,10 @@ INFERENCE = frozenset({"chat", "text_completion", "generate_content", "embedding
 """The operations that consume tokens: tokens and cost are read from these spans only."""
 
 
+UNATTRIBUTED = "_unattributed"
+"""The agent of what no agent claims."""
+
+
 class Status(StrEnum):
     """How an execution ended. Closed: every value is exported at 0 as soon as an agent is known."""
 
