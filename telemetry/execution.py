@@ -14,14 +14,12 @@ from opentelemetry.trace import StatusCode
 from . import copytext, semconv
 from .caller import Caller
 from .content import Content
-from .copytext import NULL, name, number, text, timestamp
+from .copytext import number, timestamp
 from .semconv import Status
 from .usage import NONE, Usage
 
-_NO_TOKENS = "\t".join(["0"] * 6)
-_NO_COST = "\t".join([NULL] * 3)
-_NO_USAGE = "\t".join([NULL] * 7)
-_NO_ERROR = f"{NULL}\t{NULL}"
+_NO_TOKENS = ("0",) * 6
+_NO_USAGE = (None,) * 5
 _TIMEOUTS = frozenset(
     {"timeout", "deadline_exceeded", "DeadlineExceeded", "APITimeoutError", "ReadTimeout", "ConnectTimeout"}
     | {"WriteTimeout", "PoolTimeout", "TimeoutException"}
@@ -41,19 +39,19 @@ _COLUMNS = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """Which process a span comes from, from its resource. `columns` is the same as COPY text."""
+    """Which process a span comes from, from its resource. `columns` is the same as a row has it."""
 
     name: str
     namespace: str | None
     version: str | None
     environment: str | None
     instance_id: str | None
-    columns: str = field(init=False, repr=False, compare=False)
+    columns: tuple[str | None, ...] = field(init=False, repr=False, compare=False)
     _hash: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         values = (self.name, self.namespace, self.version, self.environment, self.instance_id)
-        object.__setattr__(self, "columns", "\t".join(map(text, values)))
+        object.__setattr__(self, "columns", values)
         object.__setattr__(self, "_hash", hash(values))
 
     def __hash__(self) -> int:
@@ -121,22 +119,15 @@ class Identity(NamedTuple):
             content.encode(rest) or b"{}" if rest else b"{}",
         )
 
-    def request_columns(self) -> str:
-        """Request and service columns, which stand together in both tables."""
-        user_id, session_id, request_id = self.caller
-        return f"{name(user_id)}\t{name(session_id)}\t{text(request_id)}\t{self.service.columns}"
-
-    def timing_columns(self) -> str:
-        """Duration and time to first chunk, in ms; the duration to the nanosecond, as the span has it."""
-        duration, first = self.end_time - self.start_time, self.time_to_first_chunk
+    def duration_ms(self) -> str:
+        """How long it took, to the nanosecond, as the span has it."""
+        duration = self.end_time - self.start_time
         whole = duration // 1_000_000
-        rest = str(1_000_000 + duration - whole * 1_000_000)[1:]
-        return f"{whole}.{rest}\t{NULL if first is None else round(first * 1e3, 3)}"
+        return f"{whole}.{str(1_000_000 + duration - whole * 1_000_000)[1:]}"
 
-    def error_columns(self) -> str:
-        if self.error_type is None and self.error_message is None:
-            return _NO_ERROR
-        return f"{text(self.error_type)}\t{text(self.error_message)}"
+    def time_to_first_chunk_ms(self) -> str | None:
+        first = self.time_to_first_chunk
+        return None if first is None else str(round(first * 1e3, 3))
 
 
 class Execution(NamedTuple):
@@ -167,24 +158,27 @@ class Execution(NamedTuple):
                 "t" if self.late else "f",
                 identity.trace_id,
                 identity.span_id,
-                identity.parent_span_id or NULL,
-                self.parent_agent_span_id or NULL,
+                identity.parent_span_id,
+                self.parent_agent_span_id,
                 timestamp(identity.start_time),
                 timestamp(identity.end_time),
                 "f" if self.parent_agent_span_id else "t",
                 identity.status,
-                name(self.agent_name),
-                name(self.agent_version),
-                identity.request_columns(),
-                identity.timing_columns(),
-                _NO_TOKENS if own is NONE else "\t".join(map(str, (own.tokens, *own[:5]))),
+                self.agent_name,
+                self.agent_version,
+                *identity.caller,
+                *identity.service.columns,
+                identity.duration_ms(),
+                identity.time_to_first_chunk_ms(),
+                *(_NO_TOKENS if own is NONE else map(str, (own.tokens, *own[:5]))),
                 str(total.tokens),
-                name(self.model),
-                name(self.provider),
-                _NO_COST
-                if total is NONE
-                else f"{number(own.cost_usd)}\t{number(total.cost_usd)}\t{total.cost_source or NULL}",
-                identity.error_columns(),
+                self.model,
+                self.provider,
+                number(own.cost_usd),
+                number(total.cost_usd),
+                total.cost_source,
+                identity.error_type,
+                identity.error_message,
             ),
             (identity.attributes, self.input, self.output),
         )
@@ -214,23 +208,26 @@ class Step(NamedTuple):
                 "t" if self.late else "f",
                 identity.trace_id,
                 identity.span_id,
-                identity.parent_span_id or NULL,
-                self.agent_span_id or NULL,
+                identity.parent_span_id,
+                self.agent_span_id,
                 timestamp(identity.start_time),
                 timestamp(identity.end_time),
-                name(self.operation),
+                self.operation,
                 identity.status,
-                name(self.agent_name),
-                identity.request_columns(),
-                identity.timing_columns(),
-                name(self.tool_name),
-                name(self.request_model),
-                name(self.response_model),
-                name(self.provider),
-                _NO_USAGE
-                if usage is None
-                else "\t".join((*map(str, usage[:5]), number(usage.cost_usd), usage.cost_source or NULL)),
-                identity.error_columns(),
+                self.agent_name,
+                *identity.caller,
+                *identity.service.columns,
+                identity.duration_ms(),
+                identity.time_to_first_chunk_ms(),
+                self.tool_name,
+                self.request_model,
+                self.response_model,
+                self.provider,
+                *(_NO_USAGE if usage is None else map(str, usage[:5])),
+                number(usage.cost_usd if usage is not None else None),
+                usage.cost_source if usage is not None else None,
+                identity.error_type,
+                identity.error_message,
             ),
             (identity.attributes, self.input, self.output),
         )

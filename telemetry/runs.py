@@ -8,7 +8,7 @@ caller reach every child, and the tree never counts a token twice.
 from __future__ import annotations
 
 import threading
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -100,8 +100,9 @@ class OpenSpans:
         self.limit = limit
         self.remembered = remembered
         self.evicted = 0
-        self._open: dict[tuple[int, int], OpenSpan] = {}
-        self._ended: dict[tuple[int, int], OpenSpan] = {}
+        # Ordered: a plain dict looks for its oldest entry past all that were taken out before it.
+        self._open: OrderedDict[tuple[int, int], OpenSpan] = OrderedDict()
+        self._ended: OrderedDict[tuple[int, int], OpenSpan] = OrderedDict()
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -110,7 +111,7 @@ class OpenSpans:
     def executions(self) -> Counter[str]:
         """How many executions are open, by agent."""
         return Counter(
-            opened.agent_name or semconv.UNATTRIBUTED for opened in list(self._open.values()) if opened.holds_execution
+            opened.agent_name or semconv.UNATTRIBUTED for opened in self._open.copy().values() if opened.holds_execution
         )
 
     def start(self, context: SpanContext, parent: SpanContext | None, attributes: Mapping[str, Any]) -> OpenSpan:
@@ -191,14 +192,9 @@ class OpenSpans:
             _pop_oldest(self._ended)
 
 
-def _pop_oldest(spans: dict[tuple[int, int], OpenSpan]) -> tuple[tuple[int, int], OpenSpan] | None:
-    """Take the oldest entry out, while other threads write; None where they were quicker."""
-    while True:
-        try:
-            key = next(iter(spans))
-        except StopIteration:
-            return None
-        except RuntimeError:  # the dictionary changed between the two calls
-            continue
-        opened = spans.pop(key, None)
-        return None if opened is None else (key, opened)
+def _pop_oldest(spans: OrderedDict[tuple[int, int], OpenSpan]) -> tuple[tuple[int, int], OpenSpan] | None:
+    """Take the oldest entry out; None where other threads were quicker."""
+    try:
+        return spans.popitem(last=False)
+    except KeyError:
+        return None

@@ -218,15 +218,12 @@ def test_any_json_arrives(database: Database, tmp_path: Path, given_input: objec
 @pytest.mark.parametrize(
     ("value", "written"),
     [
-        (None, "\\N"),
-        (0, "0"),
-        (2**70, "1180591620717411303424"),
-        (0.1, "0.1"),
+        (None, None),
         (Decimal("0.10"), "0.10"),
         (Decimal("1E-9"), "1E-9"),
     ],
 )
-def test_numbers(value: int | float | Decimal | None, written: str) -> None:
+def test_numbers(value: Decimal | None, written: str | None) -> None:
     assert copytext.number(value) == written
 
 
@@ -247,4 +244,19 @@ def test_timestamps_of_one_second_and_the_next() -> None:
 
 
 def test_documents_follow_the_columns() -> None:
-    assert copytext.line(("a", "\\N"), (b'{"x":"\\n"}', None, b"1")) == b'a\t\\N\t{"x":"\\\\n"}\t\\N\t1\n'
+    assert copytext.line(("a", None), (b'{"x":"\\n"}', None, b"1")) == b'a\t\\N\t{"x":"\\\\n"}\t\\N\t1\n'
+
+
+@pytest.mark.parametrize(
+    ("columns", "written"),
+    [
+        (("a", "b"), "a\tb"),
+        (("tab\t", None), "tab\\t\t\\N"),
+        (("\\N", None), "\\\\N\t\\N"),
+        ((None, "line\nfeed"), "\\N\tline\\nfeed"),
+        (("re\rturn", "NUL\0"), "re\\rturn\tNUL\ufffd"),
+        (("\ud800", "é"), "?\té"),
+    ],
+)
+def test_columns_are_escaped_and_none_is_null(columns: tuple[str | None, ...], written: str) -> None:
+    assert copytext.line(columns, ()) == f"{written}\n".encode()

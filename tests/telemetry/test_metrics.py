@@ -4,7 +4,7 @@ import time
 from decimal import Decimal
 
 import pytest
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Histogram
 
 from telemetry.execution import Service
 from telemetry.metrics import AGENT_SECONDS, CALL_SECONDS, ERROR_TYPES, OTHER, Capped, Metrics
@@ -285,10 +285,3 @@ def test_the_buckets_hold_the_thresholds_of_service_levels() -> None:
     assert levels <= set(AGENT_SECONDS)
     assert levels <= set(CALL_SECONDS)
     assert {0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92} <= set(CALL_SECONDS)
-
-
-def test_a_known_agents_gauge_is_the_same_object() -> None:
-    metrics = Metrics(CollectorRegistry())
-    gauge = metrics.know_agent(HERE, "a")
-    assert isinstance(gauge, Gauge)
-    assert metrics.know_agent(HERE, "a") is gauge

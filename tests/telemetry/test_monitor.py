@@ -419,7 +419,7 @@ async def test_current_run_is_the_innermost_open_one(observed: Observed) -> None
     ("owner", "method", "where", "stored"),
     [
         (Metrics, "observe_execution", {"metrics": 1.0}, True),
-        (Metrics, "started", {"on_start": 1.0}, True),
+        (Metrics, "know_agent", {"on_start": 1.0}, True),
         (Spool, "append", {"on_end": 1.0}, False),
         (Content, "encode", {"monitor": 3.0}, True),
         (Content, "text", {"monitor": 1.0, "on_end": 1.0}, False),

@@ -83,7 +83,11 @@ def test_rejections_of_processor_and_sink_are_one_counter(observed: Observed, tm
     processor: Any = observed.provider._active_span_processor._span_processors[-1]
     processor.rejected["timestamp"] += 1
     registry = CollectorRegistry()
-    registry.register(PipelineCollector(processor, observed.telemetry.spool, sink, _runtime.spans, Guard()))
+    registry.register(
+        PipelineCollector(
+            processor, observed.telemetry.spool, sink, _runtime.spans, Guard(), observed.telemetry.metrics
+        )
+    )
     assert registry.get_sample_value("spanledger_rows_rejected_total", {"reason": "timestamp"}) == 3
     assert registry.get_sample_value("spanledger_rows_rejected_total", {"reason": "bad_row"}) == 3
 
