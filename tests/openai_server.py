@@ -85,7 +85,7 @@ class OpenAIServer:
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
-            raise NotImplementedError  # tells the server that there is none
+            raise RuntimeError("no lifespan")  # tells the server that there is none
         assert scope["path"] == "/v1/chat/completions", scope["path"]
         body, more = b"", True
         while more:
