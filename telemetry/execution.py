@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan
-from opentelemetry.trace import StatusCode
+from opentelemetry.trace import StatusCode, format_span_id, format_trace_id
 
 from . import copytext, semconv
 from .caller import Caller
@@ -105,9 +105,9 @@ class Identity(NamedTuple):
         status, error_type, error_message = _outcome(span, attributes)
         rest = {name: attributes[name] for name in attributes if name not in _COLUMNS}
         return cls(
-            context.trace_id.to_bytes(16).hex(),
-            context.span_id.to_bytes(8).hex(),
-            parent.span_id.to_bytes(8).hex() if parent is not None else None,
+            format_trace_id(context.trace_id),
+            format_span_id(context.span_id),
+            format_span_id(parent.span_id) if parent is not None else None,
             span.start_time or 0,
             span.end_time or 0,
             status,
@@ -162,7 +162,7 @@ class Execution(NamedTuple):
                 self.parent_agent_span_id,
                 timestamp(identity.start_time),
                 timestamp(identity.end_time),
-                "f" if self.parent_agent_span_id else "t",
+                "t" if self.is_root else "f",
                 identity.status,
                 self.agent_name,
                 self.agent_version,

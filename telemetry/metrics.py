@@ -112,8 +112,8 @@ class Metrics:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # the library leaves it untyped
         self.registry = registry
         self._error_types = ERROR_TYPES | set(error_types)
-        # The children of an agent's executions, found with one look-up instead of one for each metric.
         self.agents: set[tuple[Service, str]] = set()
+        # The children of an agent's executions, found with one look-up instead of one for each metric.
         self._outcomes: dict[tuple[Service, str, str, str], _Outcome] = {}
         self.overflow = Counter(
             "spanledger_label_overflow",
@@ -203,13 +203,13 @@ class Metrics:
         identity = execution.identity
         key = (identity.service, execution.agent_name, identity.status, self._error(identity.error_type))
         outcome = self._outcomes.get(key) or self._outcome(*key)
-        seconds = (identity.end_time - identity.start_time) / 1e9
+        seconds = identity.seconds
         exemplar = None
         if outcome.wants_exemplar(seconds, identity.end_time):
             exemplar = {"trace_id": identity.trace_id, "span_id": identity.span_id}
         outcome.duration.observe(seconds, exemplar)
         outcome.executions.inc(1, exemplar)
-        if execution.parent_agent_span_id is None:
+        if execution.is_root:
             outcome.requests.inc(1, exemplar)
 
     def _outcome(self, service: Service, agent: str, status: str, error: str) -> _Outcome:

@@ -10,6 +10,7 @@ from typing import Any
 from opentelemetry.context import Context
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
+from opentelemetry.trace import format_span_id
 
 from . import semconv
 from .content import Content
@@ -238,4 +239,4 @@ class ExecutionProcessor(SpanProcessor):
 
 
 def _span_id(opened: OpenSpan | None) -> str | None:
-    return None if opened is None else f"{opened.span_id:016x}"
+    return None if opened is None else format_span_id(opened.span_id)

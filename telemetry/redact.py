@@ -97,7 +97,7 @@ def _look(value: object, texts: list[str]) -> tuple[bool, bool]:
             for key, child in item.items():  # type: ignore[attr-defined]
                 if type(key) is not str:
                     return False, False
-                if _known_keys.get(key) is not False and _is_sensitive(key):
+                if _is_sensitive(key):
                     return True, True
                 stack.append(child)
         elif kind is list or kind is tuple:

@@ -12,7 +12,15 @@ from typing import Any, NamedTuple, Self
 
 from opentelemetry import context as otel_context
 from opentelemetry.context import Context
-from opentelemetry.trace import Span, SpanKind, StatusCode, Tracer, set_span_in_context
+from opentelemetry.trace import (
+    Span,
+    SpanKind,
+    StatusCode,
+    Tracer,
+    format_span_id,
+    format_trace_id,
+    set_span_in_context,
+)
 
 from . import semconv
 from .content import Content
@@ -84,12 +92,12 @@ class Scope:
     @property
     def trace_id(self) -> str:
         """32 hex digits; zeros when nothing is configured."""
-        return f"{self._span.get_span_context().trace_id:032x}" if self._span else "0" * 32
+        return format_trace_id(self._span.get_span_context().trace_id) if self._span else "0" * 32
 
     @property
     def span_id(self) -> str:
         """16 hex digits; zeros when nothing is configured."""
-        return f"{self._span.get_span_context().span_id:016x}" if self._span else "0" * 16
+        return format_span_id(self._span.get_span_context().span_id) if self._span else "0" * 16
 
     def set_attribute(self, name: str, value: Any) -> None:
         """Set a span attribute; those without a column of their own are stored in `attributes`."""

@@ -86,12 +86,18 @@ class TokenType(StrEnum):
     REASONING = "reasoning"
 
 
-def string(attributes: Mapping[str, Any], name: str) -> str | None:
-    """An attribute as text, whatever its sender made it and whichever generation's name it used."""
+def first(attributes: Mapping[str, Any], name: str) -> Any:
+    """An attribute, whichever generation's name its sender used; None when it is not there."""
     value = attributes.get(name)
     if value is None:
         for alias in ALIASES.get(name, ()):
             value = attributes.get(alias)
             if value is not None:
                 break
+    return value
+
+
+def string(attributes: Mapping[str, Any], name: str) -> str | None:
+    """An attribute as text, whatever its sender made it."""
+    value = first(attributes, name)
     return value if value is None or type(value) is str else str(value)

@@ -14,7 +14,6 @@ import os
 import random
 import threading
 import time
-import weakref
 from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
@@ -25,6 +24,7 @@ from opentelemetry import context as otel_context
 from psycopg import errors, sql
 
 from .execution import EXECUTION_COLUMNS, STEP_COLUMNS
+from .fork import in_child
 from .guard import Guard
 from .settle import settle
 from .spool import EXECUTIONS, STEPS, TABLES, Segment, Spool
@@ -78,8 +78,7 @@ class PostgresSink:
         self._staged_only = False
         self._pause = interval
         self._draining = threading.Lock()
-        forked = weakref.WeakMethod(self._after_fork)
-        os.register_at_fork(after_in_child=lambda: (sink := forked()) and sink())
+        in_child(self._after_fork)
         self._worker = Worker("spanledger-sink", self._work, interval)
 
     def start(self) -> None:

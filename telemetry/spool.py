@@ -24,10 +24,11 @@ import os
 import secrets
 import threading
 import time
-import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+from .fork import in_child
 
 VERSION = "v1"
 SEGMENT_BYTES = 8 << 20  # a fuller segment is closed early, so that whoever loads it may hold it in memory
@@ -101,8 +102,7 @@ class Spool:
         self._closed = True
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._begin()
-        forked = weakref.WeakMethod(self._after_fork)
-        os.register_at_fork(after_in_child=lambda: (spool := forked()) and spool())
+        in_child(self._after_fork)
 
     def _begin(self) -> None:
         name = f"{os.getpid()}-{secrets.token_hex(4)}"

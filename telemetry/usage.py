@@ -100,14 +100,7 @@ def read_tokens(attributes: Mapping[str, Any]) -> Usage | None:
 
 
 def _count(attributes: Mapping[str, Any], name: str) -> int | None:
-    value = attributes.get(name)
-    if value is None:
-        for alias in semconv.ALIASES[name]:
-            value = attributes.get(alias)
-            if value is not None:
-                break
-        else:
-            return None
+    value = semconv.first(attributes, name)
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MAX_TOKENS:
         return None
     return value

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import threading
-import weakref
 from collections.abc import Callable
+
+from .fork import in_child
 
 
 class Worker:
@@ -19,8 +19,7 @@ class Worker:
         self._work = work
         self._first_pause = pause
         self._begin()
-        forked = weakref.WeakMethod(self._after_fork)
-        os.register_at_fork(after_in_child=lambda: (worker := forked()) and worker())
+        in_child(self._after_fork)
 
     def _begin(self) -> None:
         self._stopping = threading.Event()

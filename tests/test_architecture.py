@@ -26,6 +26,7 @@ LAYERS = {
     "spool": 0,
     "copytext": 0,
     "guard": 0,
+    "fork": 0,
     "worker": 0,
     "caller": 1,
     "content": 1,
