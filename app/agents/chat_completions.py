@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-import httpx2
 import openai
 from openai.types.chat import ChatCompletionMessageParam
 from opentelemetry.instrumentation.genai.openai import OpenAIInstrumentor
@@ -24,6 +23,9 @@ from . import errors, prompts
 from .engine import Say
 from .output import Card, Flashcards, Question, Quiz
 from .request import AgentRequest
+
+if TYPE_CHECKING:
+    import httpx2  # what the client is built on; not a dependency of ours
 
 Shape = TypeVar("Shape", bound=BaseModel)
 Messages = list[ChatCompletionMessageParam]
