@@ -99,6 +99,7 @@ class Spool:
         self.segments = 0  # sealed, as of the last look
         self.oldest: float | None = None  # when the oldest of them was sealed, in seconds since the epoch
         self._lock = threading.Lock()
+        self._sealing = threading.Lock()
         self._closed = True
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._begin()
@@ -126,6 +127,7 @@ class Spool:
         if self._closed:
             return
         self._lock = threading.Lock()
+        self._sealing = threading.Lock()
         self._closed = True  # and stays so when the disk does not let it begin: these descriptors are gone
         for fd in (self._lock_fd, *self._fds.values(), *(fd for _, fds in self._full for fd in fds.values())):
             with contextlib.suppress(OSError):  # a thread of the parent was closing it
@@ -195,21 +197,24 @@ class Spool:
         Raises:
             OSError: The disk refused to commit; the segments are handed on all the same.
         """
-        with self._lock:  # writers wait for the swap only, not for the disk
-            self._turn()
-            full, self._full = self._full, []
-            self._backlog += self._full_bytes
-            self._full_bytes = 0
-        refused: OSError | None = None
-        for number, fds in full:
-            try:
-                self._seal(Segment(self.writer, number), fds)
-            except OSError as error:
-                refused = error
-        if full:
-            _sync_directory(self.writer)
-        if refused is not None:
-            raise refused
+        with self._sealing:  # who comes second waits, so that what was written before it is handed on when it returns
+            with self._lock:  # writers wait for the swap only, not for the disk
+                self._turn()
+                full, self._full = self._full, []
+                size = self._full_bytes
+            refused: OSError | None = None
+            for number, fds in full:
+                try:
+                    self._seal(Segment(self.writer, number), fds)
+                except OSError as error:
+                    refused = error
+            with self._lock:  # only now: a look meanwhile does not see them, and they are waiting all the same
+                self._full_bytes -= size
+                self._backlog += size
+            if full:
+                _sync_directory(self.writer)
+            if refused is not None:
+                raise refused
 
     def _seal(self, segment: Segment, fds: dict[str, int]) -> None:
         try:

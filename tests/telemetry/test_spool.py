@@ -546,3 +546,25 @@ def test_a_rejected_row_that_was_not_written_whole_is_an_error(tmp_path: Path) -
     """
     with process(tmp_path, script) as other:
         assert said(other) == "No space left on device"
+
+
+def test_who_seals_second_waits_for_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spool = Spool(tmp_path / "spool")
+    entered, leave = threading.Event(), threading.Event()
+
+    def slow(fd: int) -> None:
+        entered.set()
+        leave.wait(10)
+
+    monkeypatch.setattr("telemetry.spool._datasync", slow)
+    spool.append(EXECUTIONS, b"line\n")
+    first = threading.Thread(target=spool.seal)
+    first.start()
+    assert entered.wait(10)
+    spool.look()
+    assert spool.pending_bytes() == 5  # neither open nor sealed, and waiting all the same
+    threading.Timer(0.2, leave.set).start()
+    spool.seal()
+    assert [segment.read(EXECUTIONS) for segment in spool.ready()] == [b"line\n"]
+    first.join()
+    spool.close()
