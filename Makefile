@@ -4,7 +4,7 @@ LOCK := .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --gen
 	--no-emit-index-url --extra server --extra openai pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check check-long coverage bench lock clean runtime dev
+.PHONY: help run test check check-long coverage bench lock sbom clean runtime dev
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
@@ -33,6 +33,12 @@ bench: dev ## print what a monitored call costs
 lock: dev ## rewrite both lock files; ARGS=--upgrade for the newest versions
 	@$(LOCK) --output-file requirements.lock $(ARGS)
 	@$(LOCK) --group dev --constraint requirements.lock --output-file requirements-dev.lock $(ARGS)
+
+sbom: dev ## write dist/sbom.cdx.json: what the service is made of, as CycloneDX
+	@mkdir -p dist
+	@$(PY) -W ignore -m cyclonedx_py requirements requirements.lock --pyproject pyproject.toml --short-PURLs \
+		--output-format JSON --output-reproducible --output-file dist/sbom.cdx.json
+	@echo dist/sbom.cdx.json
 
 clean: ## remove the environment, the components and every cache; keeps data
 	@rm -rf .venv .components .coverage .coverage.* htmlcov dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
