@@ -4,7 +4,7 @@ LOCK := .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --gen
 	--no-emit-index-url --extra server --extra openai pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check check-long coverage bench lock sbom clean runtime dev
+.PHONY: help run doctor test check generate check-long coverage bench lock sbom clean runtime dev
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
@@ -12,14 +12,22 @@ help: ## list the commands
 run: runtime ## start the service on http://127.0.0.1:8000 (settings: docs/settings.md)
 	@$(PY) -m app run
 
+doctor: runtime ## look at the running service and say what to do
+	@$(PY) -m app doctor $(ARGS)
+
 test: dev ## run the tests; ARGS='-k spool -n 0' goes to pytest
 	@$(PY) -m pytest $(ARGS)
 
-check: dev ## lint, format, types, compose file
+check: dev ## lint, format, types, generated files, compose file
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
 	@$(PY) -m mypy
+	@$(PY) -m grafana --check
 	@$(PY) -m check_jsonschema --builtin-schema vendor.compose-spec docker-compose.yml
+	@.venv/bin/hadolint Dockerfile
+
+generate: dev ## rewrite the generated files: Grafana's dashboard
+	@$(PY) -m grafana
 
 check-long: dev ## run the tests that take minutes
 	@$(PY) -m pytest -m long $(ARGS) || [ $$? -eq 5 ] # 5: there is none
@@ -42,7 +50,7 @@ sbom: dev ## write dist/sbom.cdx.json: what the service is made of, as CycloneDX
 
 clean: ## remove the environment, the components and every cache; keeps data
 	@rm -rf .venv .components .coverage .coverage.* htmlcov dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
-	@find app telemetry migrations tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
+	@find app telemetry migrations tests bench grafana -name __pycache__ -type d -prune -exec rm -rf {} +
 
 runtime:
 	@scripts/venv requirements.lock

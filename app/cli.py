@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shlex
+import shutil
 import socket
 import sys
 import tomllib
@@ -48,6 +49,32 @@ def run() -> None:
     except StartError as error:
         fail(error)
     serve(settings, listener)
+
+
+@spanledger.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def doctor(as_json: bool) -> None:
+    """Look at the running service and what is around it, and say what to do. Exit code 1: something fails."""
+    from app import doctor
+
+    findings = doctor.examine()
+    width = shutil.get_terminal_size().columns
+    click.echo(doctor.to_json(findings) if as_json else doctor.to_text(findings, width))
+    sys.exit(1 if doctor.status(findings) == "FAIL" else 0)
+
+
+@spanledger.command()
+def migrate() -> None:
+    """Bring the database of DATABASE_URL to the newest schema, then exit."""
+    from app.migrate import migrate
+
+    try:
+        url = Settings.load().database_url
+        if url is None:
+            raise StartError("DATABASE_URL is unset: the embedded database is migrated by `spanledger run` itself")
+        migrate(url.get_secret_value())
+    except StartError as error:
+        fail(error)
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -179,6 +179,11 @@ class Settings(BaseSettings):
         default="no_content",
         description="`span_only`, `span_and_event` or `true` put inputs and outputs on exported spans.",
     )
+    prometheus_url: Url | None = Field(
+        default=None,
+        description="Prometheus that scrapes this service, for `doctor` and `demo`. "
+        "Unset: the one at http://127.0.0.1:9090, if there is one.",
+    )
     spool_max_bytes: int = Field(
         default=1 << 30,
         ge=1 << 20,

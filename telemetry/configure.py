@@ -14,7 +14,7 @@ from opentelemetry import trace
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
-from opentelemetry.sdk.trace.sampling import ALWAYS_ON, DEFAULT_ON, Decision, Sampler, StaticSampler
+from opentelemetry.sdk.trace.sampling import DEFAULT_ON, Decision, Sampler, StaticSampler
 from prometheus_client import REGISTRY, CollectorRegistry
 
 from .content import Content
@@ -22,7 +22,7 @@ from .execution import Service
 from .guard import Guard
 from .metrics import Metrics
 from .monitor import install
-from .pipeline import PipelineCollector
+from .pipeline import PipelineCollector, records_all
 from .prices import Prices
 from .processor import ExecutionProcessor
 from .runs import OpenSpans
@@ -156,7 +156,7 @@ def configure(
 
         sink = PostgresSink(spool, connect, guard, interval=drain_interval, retention=retention)
         sink.start()
-    registry.register(PipelineCollector(processor, spool, sink, spans, guard, metrics))
+    registry.register(PipelineCollector(processor, spool, sink, spans, guard, metrics, provider))
     sealer = Worker("spanledger-seal", lambda: _seal(spool, guard, drain_interval), drain_interval)
     sealer.start()
     telemetry = Telemetry(provider, registry, metrics, spool, sink, prices, content, sealer)
@@ -184,7 +184,7 @@ def _attach(
     """The host's provider with our processor added, or one of our own."""
     existing = provider if provider is not None else trace.get_tracer_provider()
     if isinstance(existing, TracerProvider):
-        if existing.sampler is not ALWAYS_ON and not isinstance(existing.sampler, AlwaysRecord):
+        if not records_all(existing.sampler):
             _logger.warning(
                 "the host's sampler %s may drop spans of instrumented libraries before they are counted; "
                 "wrap it in AlwaysRecord, of this package's module sampling",

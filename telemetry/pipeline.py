@@ -6,6 +6,9 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.sampling import ALWAYS_ON, Sampler
 from prometheus_client import Metric
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
@@ -14,6 +17,7 @@ from .guard import Guard
 from .metrics import OTHER, Metrics, label_values, where
 from .processor import ExecutionProcessor
 from .runs import OpenSpans
+from .sampling import AlwaysRecord
 from .spool import Spool
 
 if TYPE_CHECKING:
@@ -33,6 +37,7 @@ class PipelineCollector(Collector):
         spans: OpenSpans,
         guard: Guard,
         metrics: Metrics,
+        provider: TracerProvider,
     ) -> None:
         self._processor = processor
         self._spool = spool
@@ -40,6 +45,7 @@ class PipelineCollector(Collector):
         self._spans = spans
         self._guard = guard
         self._metrics = metrics
+        self._provider = provider
 
     def describe(self) -> Iterable[Metric]:
         """Nothing: a collect at registration would read parts that are not running yet."""
@@ -60,6 +66,7 @@ class PipelineCollector(Collector):
         )
         yield GaugeMetricFamily("spanledger_open_spans", "Spans started and not ended", len(self._spans))
         yield self._in_flight()
+        yield self._tracer_provider()
         yield from self._collect_spool()
         if self._sink is not None:
             yield from _collect_sink(self._sink)
@@ -78,6 +85,18 @@ class PipelineCollector(Collector):
             family.add_metric([OTHER, OTHER, OTHER], running.total())
         return family
 
+    def _tracer_provider(self) -> Metric:
+        """What we are attached to now: a host may set another provider after us, and then its spans pass us by."""
+        family = GaugeMetricFamily(
+            "spanledger_tracer_provider_info",
+            "The tracer provider the library is attached to",
+            labels=["provider", "sampler", "records"],
+        )
+        place = "global" if trace.get_tracer_provider() is self._provider else "other"
+        sampler = self._provider.sampler
+        family.add_metric([place, sampler.get_description(), "all" if records_all(sampler) else "sampled"], 1)
+        return family
+
     def _collect_spool(self) -> Iterable[Metric]:
         spool = self._spool
         oldest = spool.oldest
@@ -92,6 +111,11 @@ class PipelineCollector(Collector):
         yield CounterMetricFamily(
             "spanledger_spool_torn_lines", "Lines cut off by a crash, found at adoption", spool.torn_lines
         )
+
+
+def records_all(sampler: Sampler) -> bool:
+    """Whether spans that this sampler keeps from a trace backend are recorded, and so counted, all the same."""
+    return sampler is ALWAYS_ON or isinstance(sampler, AlwaysRecord)
 
 
 def _collect_sink(sink: PostgresSink) -> Iterable[Metric]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import socket
 import subprocess
 import time
@@ -44,10 +45,12 @@ def target() -> Iterator[str]:
 
 @pytest.fixture
 def prometheus(target: str, tmp_path: Path) -> Iterator[str]:
-    config = tmp_path / "prometheus.yml"
-    text, replaced = re.subn(r"127\.0\.0\.1:8000", target, CONFIG.read_text())
+    config = tmp_path / "prometheus" / "prometheus.yml"
+    shutil.copytree(CONFIG.parent, config.parent)
+    targets = config.parent / "targets" / "spanledger.yml"
+    text, replaced = re.subn(r"127\.0\.0\.1:8000", target, targets.read_text())
     assert replaced == 1
-    config.write_text(text)
+    targets.write_text(text)
     with socket.create_server(("127.0.0.1", 0)) as free:
         address = f"127.0.0.1:{free.getsockname()[1]}"
     with (tmp_path / "log").open("wb") as log:

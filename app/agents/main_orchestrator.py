@@ -23,9 +23,10 @@ async def main_orchestrator(request: AgentRequest, engine: Engine, emit: Emit, *
     Cancelling the task cancels the agent: nothing more is emitted and the executions are `cancelled`.
 
     Args:
-        timeout_seconds: The longest time one agent may take; then it is a `timeout`.
+        timeout_seconds: The longest time one agent may take; then it is a `timeout`. A request may ask for less.
     """
-    agents = Agents(engine, emit, timeout_seconds)
+    asked = request.options.timeout_seconds
+    agents = Agents(engine, emit, timeout_seconds if asked is None else min(asked, timeout_seconds))
     with bind(user_id=request.user_id, session_id=request.session_id) as caller:
         try:
             with monitor.execution("main_orchestrator", version="1", input=request) as run:

@@ -20,6 +20,13 @@ class Options(BaseModel):
     count: int = Field(default=5, ge=1, le=50, description="Cards, questions, or sentences of a summary.")
     difficulty: Difficulty = "medium"
     content: str = Field(default="", max_length=200_000, description="The text to work on.")
+    timeout_seconds: float | None = Field(
+        default=None,
+        gt=0,
+        le=3600,
+        exclude_if=lambda seconds: seconds is None,  # a row's input says what was asked for, no more
+        description="The longest time the agent may take, if the service allows as much.",
+    )
 
 
 class AgentRequest(BaseModel):

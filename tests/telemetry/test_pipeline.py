@@ -4,8 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
+import pytest
+from opentelemetry import trace
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, Sampler
 from prometheus_client import CollectorRegistry
 
+from telemetry import AlwaysRecord
 from telemetry.guard import Guard
 from telemetry.pipeline import PipelineCollector
 from telemetry.sink import PostgresSink
@@ -37,6 +41,7 @@ AT_REST = {
     "spanledger_spool_segments": 0,
     "spanledger_spool_oldest_age_seconds": 0,
     "spanledger_spool_torn_lines_total": 0,
+    "spanledger_tracer_provider_info other AlwaysOnSampler all": 1,
 }
 
 
@@ -54,6 +59,21 @@ def test_what_waits_is_seen(observed: Observed) -> None:
     after = numbers(observed)
     assert (after["spanledger_spool_segments"], after["spanledger_spool_bytes"]) == (1, waiting)
     assert 0 <= after["spanledger_spool_oldest_age_seconds"] < 60
+
+
+@pytest.mark.parametrize(
+    ("sampler", "labels"),
+    [
+        (ALWAYS_OFF, "AlwaysOffSampler sampled"),
+        (AlwaysRecord(ALWAYS_OFF), "AlwaysRecord{AlwaysOffSampler} all"),
+    ],
+)
+def test_the_provider_we_are_attached_to_is_named(
+    observe: Observe, monkeypatch: pytest.MonkeyPatch, sampler: Sampler, labels: str
+) -> None:
+    observed = observe(sampler=sampler)
+    monkeypatch.setattr(trace, "get_tracer_provider", lambda: observed.provider)
+    assert numbers(observed)[f"spanledger_tracer_provider_info global {labels}"] == 1
 
 
 def refused() -> psycopg.Connection[Any]:
@@ -85,7 +105,13 @@ def test_rejections_of_processor_and_sink_are_one_counter(observed: Observed, tm
     registry = CollectorRegistry()
     registry.register(
         PipelineCollector(
-            processor, observed.telemetry.spool, sink, _runtime.spans, Guard(), observed.telemetry.metrics
+            processor,
+            observed.telemetry.spool,
+            sink,
+            _runtime.spans,
+            Guard(),
+            observed.telemetry.metrics,
+            observed.provider,
         )
     )
     assert registry.get_sample_value("spanledger_rows_rejected_total", {"reason": "timestamp"}) == 3

@@ -1,0 +1,73 @@
+"""A broken agent and a stopped service reach the webhook: our rules and routes in the real programs, only quicker."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.app.service import NO_DATABASE, SEED, Service, free_port
+from tests.components import component
+from tests.end_to_end.alertmanager import alertmanager, webhook
+from tests.end_to_end.prometheus import Prometheus
+
+TEMPLATES = Path("/usr/share/prometheus/alertmanager")
+HOME = Path(__file__).parents[2] / "prometheus"
+
+
+def rewrite(path: Path, *changes: tuple[str, str]) -> None:
+    """Replace patterns in a file; each must be there."""
+    text = path.read_text()
+    for pattern, replacement in changes:
+        text, count = re.subn(pattern, replacement, text)
+        assert count, pattern
+    path.write_text(text)
+
+
+# Debian's Alertmanager reads its templates from this place only, so one that is merely unpacked does not start.
+@pytest.mark.skipif(not TEMPLATES.is_dir(), reason=f"Alertmanager's templates are not in {TEMPLATES}")
+def test_alerts_reach_the_webhook(tmp_path: Path) -> None:
+    home = tmp_path / "prometheus"
+    shutil.copytree(HOME, home)
+    quick = [(r"(scrape_interval|scrape_timeout|evaluation_interval): \d+s", r"\1: 1s")]
+    rewrite(home / "prometheus.yml", *quick)
+    rewrite(home / "rules" / "spanledger.yml", (r"for: \dm", "for: 1s"))
+    with (
+        webhook() as receiver,
+        Service(tmp_path / "data", DATABASE_URL=NO_DATABASE) as service,
+    ):
+        url = ("http://127.0.0.1:9095/", receiver.url)
+        rewrite(home / "alertmanager.yml", url, (r"(group_wait|group_interval): \d+[sm]", r"\1: 1s"))
+        rewrite(home / "targets" / "spanledger.yml", (r"127\.0\.0\.1:8000", f"127.0.0.1:{service.port}"))
+        with alertmanager(home / "alertmanager.yml", tmp_path) as address:
+            rewrite(home / "targets" / "alertmanager.yml", (r"127\.0\.0\.1:9093", address))
+            listen = f"127.0.0.1:{free_port()}"
+            command = [
+                str(component("prometheus")),
+                f"--config.file={home / 'prometheus.yml'}",
+                f"--storage.tsdb.path={tmp_path / 'tsdb'}",
+                f"--web.listen-address={listen}",
+            ]
+            log_file = tmp_path / "prometheus.log"
+            with log_file.open("wb") as log, subprocess.Popen(command, stdout=log, stderr=log) as server:
+                try:
+                    service.ready("degraded")
+                    Prometheus(f"http://{listen}").scraped_after(0)
+                    broken = SEED | {"options": {"content": ""}}
+                    for _ in range(10):
+                        service.ask(broken)
+                    alert = receiver.firing("SpanledgerAgentFailing")
+                    assert alert["labels"]["gen_ai_agent_name"] == "flashcard_generation"
+                    assert alert["labels"]["severity"] == "critical"
+                    assert "of the runs of flashcard_generation in" in alert["annotations"]["description"]
+                    runbook = "prometheus/runbooks/SpanledgerAgentFailing.md"
+                    assert alert["annotations"]["runbook_url"] == runbook
+                    service.stop()
+                    down = receiver.firing("SpanledgerDown")
+                    assert down["labels"]["instance"] == f"127.0.0.1:{service.port}"
+                finally:
+                    server.terminate()
+                    server.wait(30)
