@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from app.agents import Engine, Event
+from app.agents import AgentRequest, Engine, Event
 from app.agents.extractive import ExtractiveEngine
 from app.agents.main_orchestrator import main_orchestrator
 from telemetry import bind
@@ -127,6 +127,24 @@ async def test_an_agent_that_takes_too_long_is_a_timeout(recorded: Recording) ->
         "DeadlineExceeded",
         "The agent took longer than it may. Try again, or send a shorter text.",
     )
+    assert recorded.outcomes == [
+        ("invoke_agent chat", "timeout"),
+        ("invoke_agent main_orchestrator", "timeout"),
+    ]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(("of_request", "of_service"), [(0.05, 600.0), (600.0, 0.05)])
+async def test_the_shorter_deadline_holds(recorded: Recording, of_request: float, of_service: float) -> None:
+    options = {"content": PYTHON, "timeout_seconds": of_request}
+    request = AgentRequest.model_validate({"type": "chat", "user_id": "u", "message": "m", "options": options})
+    events: list[Event] = []
+
+    async def emit(event: Event) -> None:
+        events.append(event)
+
+    await main_orchestrator(request, StuckEngine(), emit, timeout_seconds=of_service)
+    assert events[-1].model_dump()["type"] == "DeadlineExceeded"
     assert recorded.outcomes == [
         ("invoke_agent chat", "timeout"),
         ("invoke_agent main_orchestrator", "timeout"),
