@@ -4,7 +4,7 @@ LOCK := .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --gen
 	--no-emit-index-url --extra server --extra openai pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help run doctor test check generate check-long coverage bench lock sbom clean runtime dev
+.PHONY: help run demo doctor test check generate check-long coverage bench lock sbom clean runtime dev
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
@@ -14,6 +14,9 @@ run: runtime ## start the service on http://127.0.0.1:8000 (settings: docs/setti
 
 doctor: runtime ## look at the running service and say what to do
 	@$(PY) -m app doctor $(ARGS)
+
+demo: runtime ## make a minute of traffic on the running service; ARGS='--break quiz' lets an alert fire
+	@$(PY) -m app demo $(ARGS)
 
 test: dev ## run the tests; ARGS='-k spool -n 0' goes to pytest
 	@$(PY) -m pytest $(ARGS)

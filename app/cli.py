@@ -77,6 +77,25 @@ def migrate() -> None:
         fail(error)
 
 
+@spanledger.command()
+@click.option("--seconds", type=click.FloatRange(1, 3600), default=60, show_default=True, help="How long.")
+@click.option("--break", "broken", metavar="AGENT", help="Make this agent fail until its alert fires.")
+@click.option("--url", help="Service to use instead of the one of HOST and PORT.")
+def demo(seconds: float, broken: str | None, url: str | None) -> None:
+    """Make varied traffic on the running service, and prove that metrics and rows agree with it."""
+    import asyncio
+
+    from app import demo
+
+    if broken is not None and broken not in demo.NEEDS_CONTENT:
+        raise click.BadParameter(f"one of {', '.join(demo.NEEDS_CONTENT)}", param_hint="--break")
+    try:
+        fine = asyncio.run(demo.demo(Settings.load(), seconds=seconds, broken=broken, url=url))
+    except StartError as error:
+        fail(error)
+    sys.exit(0 if fine else 1)
+
+
 def listen(host: str, port: int) -> socket.socket:
     """The listening socket, taken before anything else is started.
 
