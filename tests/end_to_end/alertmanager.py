@@ -36,12 +36,13 @@ class Webhook:
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_port}/"
 
-    def firing(self, name: str, seconds: float = 60) -> dict[str, Any]:
-        """Wait for the alert `name`."""
+    def firing(self, name: str, seconds: float = 60, **labels: str) -> dict[str, Any]:
+        """Wait for the alert `name` with these labels; the agents above a failing one fail with it."""
+        wanted = {"alertname": name, **labels}
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             for alert in list(self.alerts):
-                if alert["labels"]["alertname"] == name and alert["status"] == "firing":
+                if wanted.items() <= alert["labels"].items() and alert["status"] == "firing":
                     return alert
             time.sleep(0.1)
         raise AssertionError(f"no {name} within {seconds} s: {self.alerts}")

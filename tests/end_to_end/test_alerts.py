@@ -62,8 +62,7 @@ def test_alerts_reach_the_webhook(tmp_path: Path) -> None:
                     broken = SEED | {"options": {"content": ""}}
                     for _ in range(10):
                         service.ask(broken)
-                    alert = receiver.firing("SpanledgerAgentFailing")
-                    assert alert["labels"]["gen_ai_agent_name"] == "flashcard_generation"
+                    alert = receiver.firing("SpanledgerAgentFailing", gen_ai_agent_name="flashcard_generation")
                     assert alert["labels"]["severity"] == "critical"
                     assert "of the runs of flashcard_generation in" in alert["annotations"]["description"]
                     runbook = "prometheus/runbooks/SpanledgerAgentFailing.md"
