@@ -1,4 +1,4 @@
-"""The command line: `spanledger run`."""
+"""The command line: `spanledger run` and the commands around it."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ import socket
 import sys
 import tomllib
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
 from app.settings import Settings, StartError
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
 
 GRACE_SECONDS = 5
 """How long open requests may go on after Ctrl-C, in seconds; streams are then cut off."""
@@ -43,12 +46,27 @@ def spanledger() -> None:
 @spanledger.command()
 def run() -> None:
     """Run the service; its settings come from the environment and from .env."""
+    from app.main import create_app
+
     try:
         settings = Settings.load()
-        listener = listen(settings.host, settings.port)
+        app, listener = create_app(settings), listen(settings.host, settings.port)
     except StartError as error:
         fail(error)
-    serve(settings, listener)
+    serve(app, listener, welcome(settings))
+
+
+@spanledger.command()
+def drain() -> None:
+    """Store what agents of other processes spool in SPANLEDGER_DATA_DIR, with their metrics."""
+    from app.drain import create_app
+
+    try:
+        settings = Settings.load()
+        app, listener = create_app(settings), listen(settings.host, settings.port)
+    except StartError as error:
+        fail(error)
+    serve(app, listener, f"Draining {settings.spanledger_data_dir / 'spool'}; metrics at {url_of(settings)}/metrics")
 
 
 @spanledger.command()
@@ -112,19 +130,16 @@ def listen(host: str, port: int) -> socket.socket:
         ) from None
 
 
-def serve(settings: Settings, listener: socket.socket) -> None:
-    """Serve until a signal, then drain and stop."""
+def serve(app: FastAPI, listener: socket.socket, ready: str) -> None:
+    """Serve until a signal, then drain and stop; `ready` is printed once it answers."""
     import uvicorn
-
-    from app.main import create_app
 
     class Server(uvicorn.Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
             if self.started:
-                click.echo(welcome(settings))
+                click.echo(ready)
 
-    app = create_app(settings)
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)  # ours says the same
     config = uvicorn.Config(
         app,
@@ -143,10 +158,15 @@ def serve(settings: Settings, listener: socket.socket) -> None:
         sys.exit(2)
 
 
+def url_of(settings: Settings) -> str:
+    """Where it listens."""
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    return f"http://{host}:{settings.port}"
+
+
 def welcome(settings: Settings) -> str:
     """What to open and what to try, without the token itself."""
-    host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    url = f"http://{host}:{settings.port}"
+    url = url_of(settings)
     token_file = settings.spanledger_data_dir / "admin-token"
     kept = settings.admin_token == ()
     token = f"$(cat {shlex.quote(str(token_file))})" if kept else "$ADMIN_TOKEN"

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self
 from urllib.parse import unquote, urlsplit
 
 import platformdirs
-from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 TOKEN_MIN = 16
@@ -208,14 +208,17 @@ class Settings(BaseSettings):
         default="info", description="Least severe log lines written to stderr."
     )
 
-    @model_validator(mode="after")
-    def _closed_to_strangers(self) -> Self:
+    def refuse_strangers(self) -> None:
+        """Agents behind an open door need a token.
+
+        Raises:
+            SettingsError: HOST is open to other machines, and API_TOKEN is unset.
+        """
         if not is_loopback(self.host) and self.api_token is None:
-            raise ValueError(
+            raise SettingsError(
                 f"HOST {self.host} is open to other machines, so API_TOKEN must be set; {NEW_TOKEN}, "
                 "or listen on 127.0.0.1"
             )
-        return self
 
     def admin_tokens(self) -> tuple[str, ...]:
         """The accepted values of ADMIN_TOKEN."""
@@ -262,8 +265,6 @@ def is_loopback(host: str) -> bool:
 
 def _line(settings: type[Settings], error: Any) -> str:
     """One wrong value as `NAME what is wrong and allowed`; the value may be a secret and is not shown."""
-    if not error["loc"]:
-        return str(error["ctx"]["error"])
     name = str(error["loc"][0])
     if error["type"] == "value_error":
         return f"{name.upper()} {error['ctx']['error']}"

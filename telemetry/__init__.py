@@ -14,6 +14,7 @@ from __future__ import annotations
 from .caller import bind
 from .configure import Telemetry, configure
 from .content import Content
+from .drain import Drain
 from .monitor import AgentMonitor, Inference, Run, Tool, current_run
 from .prices import Prices
 from .sampling import AlwaysRecord
@@ -23,6 +24,7 @@ __all__ = [
     "AgentMonitor",
     "AlwaysRecord",
     "Content",
+    "Drain",
     "Inference",
     "Prices",
     "Run",

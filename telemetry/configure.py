@@ -22,7 +22,7 @@ from .execution import Service
 from .guard import Guard
 from .metrics import Metrics
 from .monitor import install
-from .pipeline import PipelineCollector, records_all
+from .pipeline import DoorCollector, SpoolCollector, records_all
 from .prices import Prices
 from .processor import ExecutionProcessor
 from .runs import OpenSpans
@@ -156,7 +156,9 @@ def configure(
 
         sink = PostgresSink(spool, connect, guard, interval=drain_interval, retention=retention)
         sink.start()
-    registry.register(PipelineCollector(processor, spool, sink, spans, guard, metrics, provider))
+    rejected = [processor.rejected] if sink is None else [processor.rejected, sink.rejected]
+    registry.register(DoorCollector(processor, spans, metrics, provider))
+    registry.register(SpoolCollector(spool, sink, guard, rejected))
     sealer = Worker("spanledger-seal", lambda: _seal(spool, guard, drain_interval), drain_interval)
     sealer.start()
     telemetry = Telemetry(provider, registry, metrics, spool, sink, prices, content, sealer)

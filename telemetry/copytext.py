@@ -5,11 +5,13 @@ Source: https://www.postgresql.org/docs/current/sql-copy.html, "Text Format".
 
 from __future__ import annotations
 
+import re
 import time
 from decimal import Decimal
 
 _NULL = "\\N"
 _NULL_DOCUMENT = (b"\t", b"\\N")
+_UNESCAPED = {"t": "\t", "n": "\n", "r": "\r"}
 _ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r", "\0": "\ufffd"})
 
 
@@ -37,6 +39,24 @@ def line(columns: tuple[str | None, ...], documents: tuple[bytes | None, ...]) -
             pieces += b"\t", document if document.find(b"\\") < 0 else document.replace(b"\\", b"\\\\")
     pieces.append(b"\n")
     return b"".join(pieces)  # the documents are most of a row: they are copied once
+
+
+def values(line: bytes, count: int) -> list[str | None]:
+    """The first `count` values of a line, None for NULL: what `line` was given, or what replaced it.
+
+    Raises:
+        ValueError: The line has fewer, or is no UTF-8.
+    """
+    fields = line.removesuffix(b"\n").split(b"\t", count)[:count]
+    if len(fields) < count:
+        raise ValueError(f"{len(fields)} of {count} columns")
+    return [None if field == b"\\N" else _unescape(field.decode()) for field in fields]
+
+
+def _unescape(field: str) -> str:
+    if "\\" not in field:
+        return field
+    return re.sub(r"\\(.)", lambda escape: _UNESCAPED.get(escape[1], escape[1]), field)
 
 
 def number(value: Decimal | None) -> str | None:

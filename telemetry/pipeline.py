@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
@@ -26,24 +27,14 @@ if TYPE_CHECKING:
 _PLACES = ("metrics", "monitor", "on_end", "on_start", "sink", "spool")
 
 
-class PipelineCollector(Collector):
-    """Reads the parts at each scrape; they count for themselves and know no Prometheus."""
+class DoorCollector(Collector):
+    """What enters the processor and does not get out of it, read at each scrape."""
 
     def __init__(
-        self,
-        processor: ExecutionProcessor,
-        spool: Spool,
-        sink: PostgresSink | None,
-        spans: OpenSpans,
-        guard: Guard,
-        metrics: Metrics,
-        provider: TracerProvider,
+        self, processor: ExecutionProcessor, spans: OpenSpans, metrics: Metrics, provider: TracerProvider
     ) -> None:
         self._processor = processor
-        self._spool = spool
-        self._sink = sink
         self._spans = spans
-        self._guard = guard
         self._metrics = metrics
         self._provider = provider
 
@@ -52,24 +43,14 @@ class PipelineCollector(Collector):
         return ()
 
     def collect(self) -> Iterable[Metric]:
-        """One family per number; every reason and place is there from the first scrape."""
-        errors = dict.fromkeys(_PLACES, 0) | self._guard.counts
-        yield _counter("spanledger_errors", "Errors of our own, caught at the door", "where", errors)
+        """One family per number; every reason is there from the first scrape."""
         yield _counter("spanledger_rows_dropped", "Rows lost, by reason", "reason", self._processor.dropped)
-        rejected = dict(self._processor.rejected)
-        if self._sink is not None:
-            for reason, count in dict(self._sink.rejected).items():  # the sink's thread adds to it
-                rejected[reason] = rejected.get(reason, 0) + count
-        yield _counter("spanledger_rows_rejected", "Rows set aside in rejected.ndjson", "reason", rejected)
         yield CounterMetricFamily(
             "spanledger_open_spans_evicted", "Open spans forgotten: too many never ended", self._spans.evicted
         )
         yield GaugeMetricFamily("spanledger_open_spans", "Spans started and not ended", len(self._spans))
         yield self._in_flight()
         yield self._tracer_provider()
-        yield from self._collect_spool()
-        if self._sink is not None:
-            yield from _collect_sink(self._sink)
 
     def _in_flight(self) -> Metric:
         """Counted when somebody asks: keeping a gauge up to date would cost every execution a tenth of its price."""
@@ -97,25 +78,56 @@ class PipelineCollector(Collector):
         family.add_metric([place, sampler.get_description(), "all" if records_all(sampler) else "sampled"], 1)
         return family
 
-    def _collect_spool(self) -> Iterable[Metric]:
-        spool = self._spool
-        oldest = spool.oldest
-        yield GaugeMetricFamily("spanledger_spool_bytes", "Bytes waiting in the spool", spool.pending_bytes())
-        yield GaugeMetricFamily("spanledger_spool_capacity_bytes", "Bytes the spool may hold", spool.max_bytes)
-        yield GaugeMetricFamily("spanledger_spool_segments", "Sealed segments waiting", spool.segments)
-        yield GaugeMetricFamily(
-            "spanledger_spool_oldest_age_seconds",
-            "Age of the oldest sealed segment; 0 when none waits",
-            max(0.0, time.time() - oldest) if oldest else 0.0,
-        )
-        yield CounterMetricFamily(
-            "spanledger_spool_torn_lines", "Lines cut off by a crash, found at adoption", spool.torn_lines
-        )
+
+class SpoolCollector(Collector):
+    """What waits in the spool, what the sink stored, what was set aside: read at each scrape.
+
+    The parts count for themselves and know no Prometheus. `rejected` are their counts of rows set aside, by reason.
+    """
+
+    def __init__(
+        self, spool: Spool, sink: PostgresSink | None, guard: Guard, rejected: Iterable[Mapping[str, int]]
+    ) -> None:
+        self._spool = spool
+        self._sink = sink
+        self._guard = guard
+        self._rejected = tuple(rejected)
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing: a collect at registration would read parts that are not running yet."""
+        return ()
+
+    def collect(self) -> Iterable[Metric]:
+        """One family per number; every reason and place is there from the first scrape."""
+        errors = dict.fromkeys(_PLACES, 0) | self._guard.counts
+        yield _counter("spanledger_errors", "Errors of our own, caught at the door", "where", errors)
+        rejected: Counter[str] = Counter()
+        for counts in self._rejected:
+            rejected.update(dict(counts))  # a copy: the sink's thread adds to it
+        yield _counter("spanledger_rows_rejected", "Rows set aside in rejected.ndjson", "reason", rejected)
+        yield from _collect_spool(self._spool)
+        if self._sink is not None:
+            yield from _collect_sink(self._sink)
 
 
 def records_all(sampler: Sampler) -> bool:
     """Whether spans that this sampler keeps from a trace backend are recorded, and so counted, all the same."""
     return sampler is ALWAYS_ON or isinstance(sampler, AlwaysRecord)
+
+
+def _collect_spool(spool: Spool) -> Iterable[Metric]:
+    oldest = spool.oldest
+    yield GaugeMetricFamily("spanledger_spool_bytes", "Bytes waiting in the spool", spool.pending_bytes())
+    yield GaugeMetricFamily("spanledger_spool_capacity_bytes", "Bytes the spool may hold", spool.max_bytes)
+    yield GaugeMetricFamily("spanledger_spool_segments", "Sealed segments waiting", spool.segments)
+    yield GaugeMetricFamily(
+        "spanledger_spool_oldest_age_seconds",
+        "Age of the oldest sealed segment; 0 when none waits",
+        max(0.0, time.time() - oldest) if oldest else 0.0,
+    )
+    yield CounterMetricFamily(
+        "spanledger_spool_torn_lines", "Lines cut off by a crash, found at adoption", spool.torn_lines
+    )
 
 
 def _collect_sink(sink: PostgresSink) -> Iterable[Metric]:

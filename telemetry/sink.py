@@ -31,13 +31,15 @@ from .spool import EXECUTIONS, STEPS, TABLES, Segment, Spool
 from .worker import Worker
 
 Connection = psycopg.Connection[Any]
+Observer = Callable[[str, list[bytes]], None]
 _logger = logging.getLogger("spanledger")
 _NAMES = {EXECUTIONS: "agent_executions", STEPS: "execution_steps"}
 _COLUMNS = {EXECUTIONS: EXECUTION_COLUMNS, STEPS: STEP_COLUMNS}
-_CREATED_AT, _TRACE_ID = EXECUTION_COLUMNS.index("created_at"), EXECUTION_COLUMNS.index("trace_id")
+_TRACE_ID, _SPAN_ID, _CREATED_AT = map(EXECUTION_COLUMNS.index, ("trace_id", "span_id", "created_at"))
 _UNAVAILABLE = (psycopg.OperationalError, psycopg.InterfaceError)
 # What is wrong with a row, not with Postgres; the last two, such as an id too long to be indexed, count as operational.
 _REFUSED = (psycopg.DataError, psycopg.IntegrityError, errors.ProgramLimitExceeded, errors.StatementTooComplex)
+_NOTHING, _KEYS = sql.SQL(""), sql.SQL(" RETURNING trace_id, span_id, created_at")
 # LIKE would need SELECT on the whole table, and our role may read keys and usage only.
 _COLUMN_TYPES = """
     SELECT string_agg(format('%%I %%s', attname, format_type(atttypid, atttypmod)), ', ')
@@ -52,6 +54,7 @@ class PostgresSink:
         connect: Opens a connection whose role may insert; called again after each failure.
         interval: Seconds between two looks at the spool.
         retention: How old a row may be; no partition is made for an older one.
+        observe: Told the table and the lines that were stored and had not been before; must not raise.
     """
 
     def __init__(
@@ -62,6 +65,7 @@ class PostgresSink:
         *,
         interval: float = 1.0,
         retention: timedelta = timedelta(days=35),
+        observe: Observer | None = None,
     ) -> None:
         self.stored: Counter[str] = Counter(dict.fromkeys(TABLES, 0))
         self.duplicates: Counter[str] = Counter(dict.fromkeys(TABLES, 0))
@@ -73,6 +77,7 @@ class PostgresSink:
         self._guard = guard
         self._interval = interval
         self._retention = retention
+        self._observe = observe
         self._connection: Connection | None = None
         self._inherited: Connection | None = None
         self._staged_only = False
@@ -173,6 +178,8 @@ class PostgresSink:
             settle(connection, _late_traces(lines))
         for table, data in lines.items():
             self.stored[table] += data.count(b"\n")
+            if self._observe is not None:
+                self._observe(table, data.splitlines(keepends=True))
 
     def _load_staged(self, connection: Connection, lines: dict[str, bytes]) -> None:
         self._make_partitions(connection, lines)
@@ -195,11 +202,12 @@ class PostgresSink:
                 cursor.execute(sql.SQL("CREATE TEMP TABLE {} ({}) ON COMMIT DROP").format(staging, sql.SQL(types)))
                 _copy(connection, staging, table, b"".join(lines))
                 cursor.execute(
-                    sql.SQL("INSERT INTO {} ({}) SELECT {} FROM {} ON CONFLICT DO NOTHING").format(
-                        sql.Identifier(name), columns, columns, staging
+                    sql.SQL("INSERT INTO {} ({}) SELECT {} FROM {} ON CONFLICT DO NOTHING{}").format(
+                        sql.Identifier(name), columns, columns, staging, _NOTHING if self._observe is None else _KEYS
                     )
                 )
                 inserted = cursor.rowcount
+                new = [] if self._observe is None else _lines_of(cursor.fetchall(), lines)
         except _REFUSED as error:
             if len(lines) > 1:
                 middle = len(lines) // 2
@@ -210,6 +218,8 @@ class PostgresSink:
             self._spool.reject(table, lines[0], reason, _first_line(error))
             self.rejected[reason] += 1
             return
+        if self._observe is not None:
+            self._observe(table, new)
         self.stored[table] += inserted
         self.duplicates[table] += len(lines) - inserted
 
@@ -245,6 +255,22 @@ def _late_traces(lines: dict[str, bytes]) -> list[str]:
         if line.startswith(b"t\t")
     }
     return sorted(trace.decode() for trace in traces if trace.isalnum())  # else a bad row: halving finds it
+
+
+def _lines_of(keys: list[tuple[str, str, datetime]], lines: list[bytes]) -> list[bytes]:
+    """The lines with these keys, each key once: those that were not there before."""
+    new = {
+        f"{trace_id}\t{span_id}\t{created_at:%Y-%m-%d %H:%M:%S.%f}+00".encode()
+        for trace_id, span_id, created_at in keys
+    }
+    found = []
+    for line in lines:
+        columns = line.split(b"\t", _CREATED_AT + 1)
+        key = b"\t".join((columns[_TRACE_ID], columns[_SPAN_ID], columns[_CREATED_AT]))
+        if key in new:
+            new.remove(key)
+            found.append(line)
+    return found
 
 
 def _days(lines: dict[str, bytes]) -> set[date]:

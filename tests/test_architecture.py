@@ -40,11 +40,13 @@ LAYERS = {
     "execution": 1,
     "monitor": 1,
     "metrics": 2,
+    "replay": 2,
     "settle": 2,
     "sink": 2,
     "processor": 3,
     "pipeline": 3,
     "configure": 3,
+    "drain": 3,
     "__init__": 3,
 }
 # What of other people's code each layer adds to those below it.
@@ -56,7 +58,7 @@ DEPENDENCIES: list[set[str]] = [
 ]
 PUBLIC = {
     *("AgentMonitor", "AlwaysRecord", "Inference", "Run", "Tool", "bind", "current_run"),
-    *("Content", "Prices", "Status", "Telemetry", "configure"),
+    *("Content", "Drain", "Prices", "Status", "Telemetry", "configure"),
 }
 
 # Heavyweights, loaded by the feature that needs them; for the library also what only its extras install.

@@ -10,7 +10,7 @@ from fastapi.responses import JSONResponse
 from prometheus_client.exposition import choose_encoder, gzip_accepted
 
 from app.database import Database
-from telemetry import Telemetry
+from telemetry import Drain, Telemetry
 
 router = APIRouter(tags=["health"])
 
@@ -31,7 +31,7 @@ def readyz(request: Request) -> JSONResponse:
     Postgres away is `degraded` with 200: the spool keeps every row meanwhile, and 503 would turn an outage of
     the database into one of the agents.
     """
-    telemetry: Telemetry = request.app.state.telemetry
+    telemetry: Telemetry | Drain = request.app.state.telemetry
     database: Database = request.app.state.database
     spool = os.access(telemetry.spool.directory, os.W_OK | os.X_OK)
     postgres = "away" if not database.reachable() else "ok" if request.app.state.migrated else "not migrated"

@@ -267,7 +267,7 @@ def test_without_its_database_it_runs_on_and_migrates_when_that_is_there(
             _, _, err = service.stop()
         finally:
             embedded_server.execute(f"DROP DATABASE {name} WITH (FORCE)")
-    waits = [line for line in log_lines(err) if line["logger"] == "app.main"]
+    waits = [line for line in log_lines(err) if line["logger"] == "app.upkeep"]
     assert waits
     assert f'database "{name}" does not exist' in waits[0]["message"]
     assert waits[0]["message"].startswith("rows wait in the spool, next try in 1 s: cannot use Postgres at ")
@@ -280,7 +280,7 @@ def test_both_ways_to_start_it_log_only_json(command: tuple[str, ...], data_dir:
         service.ready("degraded")
         code, _, err = service.stop()
     assert code == (130 if command == RUN else 0)
-    assert {line["logger"] for line in log_lines(err)} >= {"app.main", "uvicorn.access"}
+    assert {line["logger"] for line in log_lines(err)} >= {"app.upkeep", "uvicorn.access"}
 
 
 def test_reloading_leaves_one_service_and_one_server(data_dir: Path, tmp_path: Path) -> None:

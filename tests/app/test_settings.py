@@ -134,11 +134,13 @@ def test_a_weak_token_is_refused_without_showing_it(name: str, value: str, line:
 def test_strangers_need_a_token(host: str, environment: pytest.MonkeyPatch) -> None:
     environment.setenv("API_TOKEN", TOKEN)
     environment.setenv("HOST", host)
-    assert Settings.load().host == host
+    Settings.load().refuse_strangers()
     environment.delenv("API_TOKEN")
-    assert why() == [
+    with pytest.raises(SettingsError) as refused:
+        Settings.load().refuse_strangers()
+    assert str(refused.value) == (
         f"HOST {host} is open to other machines, so API_TOKEN must be set; {ADVICE}, or listen on 127.0.0.1"
-    ]
+    )
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost"])

@@ -260,3 +260,14 @@ def test_documents_follow_the_columns() -> None:
 )
 def test_columns_are_escaped_and_none_is_null(columns: tuple[str | None, ...], written: str) -> None:
     assert copytext.line(columns, ()) == f"{written}\n".encode()
+
+
+@given(st.lists(st.none() | st.text() | st.sampled_from(AWKWARD), min_size=1, max_size=8))
+def test_a_line_is_read_as_it_was_written(values: list[str | None]) -> None:
+    line = copytext.line(tuple(values), (b'"not read\\n"', None))
+    assert copytext.values(line, len(values)) == [None if value is None else arrived(value) for value in values]
+
+
+def test_a_torn_line_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"^2 of 3 columns$"):
+        copytext.values(b"a\tb", 3)

@@ -1,0 +1,49 @@
+"""`spanledger drain`: the sink alone, beside processes that only spool, with `/metrics`, `/healthz` and `/readyz`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import timedelta
+
+from fastapi import FastAPI
+
+from app import logs, problems, upkeep
+from app.data_dir import NOT_WRITABLE, DataDir
+from app.routes import health
+from app.service import DRAIN_SECONDS, Service, python_registry
+from app.settings import Settings, StartError
+from telemetry import Drain
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The drain of the spool in `SPANLEDGER_DATA_DIR`, not yet started."""
+    logs.install(settings.log_level, settings.redact_patterns)
+    app = Service(settings, lifespan)
+    problems.install(app)
+    app.include_router(health.router)
+    return app
+
+
+@asynccontextmanager
+async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    """Drain from start to end, and once more at the end."""
+    settings: Settings = app.state.settings
+    async with AsyncExitStack() as stack:
+        directory = DataDir(settings.spanledger_data_dir).acquire()  # a service there has a sink of its own
+        stack.callback(directory.release)
+        database = app.state.database = await upkeep.open_database(app, directory, stack)
+        spool_dir = directory.path / "spool"
+        try:
+            drain = app.state.telemetry = Drain(
+                spool_dir,
+                database.sink_connection,
+                registry=python_registry(),
+                spool_max_bytes=settings.spool_max_bytes,
+                retention=timedelta(days=settings.retention_days),
+            )
+        except OSError as error:
+            raise StartError(NOT_WRITABLE.format(path=spool_dir, reason=error.strerror)) from error
+        stack.push_async_callback(asyncio.to_thread, drain.shutdown, DRAIN_SECONDS)
+        yield
