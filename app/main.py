@@ -71,6 +71,7 @@ def _open_telemetry(settings: Settings, directory: DataDir, database: Database) 
             sampler=tracing.sampler(settings),
             span_exporter=tracing.exporter(settings),
             spool_max_bytes=settings.spool_max_bytes,
+            spool_sync=settings.spool_sync,
             payload_max_bytes=settings.payload_max_bytes,
             redact=settings.redact_patterns,
             capture_content=settings.capture_content(),

@@ -189,6 +189,11 @@ class Settings(BaseSettings):
         ge=1 << 20,
         description="Most bytes waiting for Postgres on disk; the newest beyond are dropped.",
     )
+    spool_sync: bool = Field(
+        default=True,
+        description="Commit rows to disk about once a second. `false`: the kernel does, within half a minute; "
+        "only loss of power tells the difference.",
+    )
     payload_max_bytes: int = Field(
         default=8192, ge=0, le=1 << 20, description="Longest input and longest output kept of one run, in bytes each."
     )

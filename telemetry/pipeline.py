@@ -126,6 +126,9 @@ def _collect_spool(spool: Spool) -> Iterable[Metric]:
         max(0.0, time.time() - oldest) if oldest else 0.0,
     )
     yield CounterMetricFamily(
+        "spanledger_spool_queued_lines", "Lines that waited in memory because the disk stalled", spool.queued_lines
+    )
+    yield CounterMetricFamily(
         "spanledger_spool_torn_lines", "Lines cut off by a crash, found at adoption", spool.torn_lines
     )
 

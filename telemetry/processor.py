@@ -22,6 +22,7 @@ from .runs import OpenSpan, OpenSpans
 from .spool import EXECUTIONS, STEPS, Spool, SpoolError
 from .usage import Usage, read_tokens
 
+DROP_REASONS = ("disk_error", "disk_stalled", "error", "spool_closed", "spool_full")
 _MOST_USD = 1_000_000  # a dearer call is a sender's mistake
 _FUTURE = 3600 * 1_000_000_000  # ns a sender's clock may be ahead
 
@@ -44,7 +45,7 @@ class ExecutionProcessor(SpanProcessor):
         *,
         retention: float,
     ) -> None:
-        self.dropped: Counter[str] = Counter(dict.fromkeys(("disk_error", "spool_closed", "spool_full", "error"), 0))
+        self.dropped: Counter[str] = Counter(dict.fromkeys(DROP_REASONS, 0))
         self.rejected: Counter[str] = Counter({"timestamp": 0})
         self._spool = spool
         self._metrics = metrics

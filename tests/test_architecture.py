@@ -23,6 +23,8 @@ OURS = {"app", "telemetry", "spanledger", "tests", "bench"}
 # A module imports its own layer and those below it, never one above.
 LAYERS = {
     "semconv": 0,
+    "mapped": 0,
+    "segment": 0,
     "spool": 0,
     "copytext": 0,
     "guard": 0,

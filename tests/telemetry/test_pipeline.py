@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry
 from telemetry import AlwaysRecord
 from telemetry.guard import Guard
 from telemetry.pipeline import SpoolCollector
+from telemetry.processor import DROP_REASONS
 from telemetry.sink import PostgresSink
 from tests.telemetry.conftest import Observe
 from tests.telemetry.observed import Observed
@@ -31,7 +32,7 @@ AT_REST = {
     **{
         f"spanledger_errors_total {where}": 0 for where in ("metrics", "monitor", "on_end", "on_start", "sink", "spool")
     },
-    **{f"spanledger_rows_dropped_total {why}": 0 for why in ("disk_error", "error", "spool_closed", "spool_full")},
+    **{f"spanledger_rows_dropped_total {why}": 0 for why in DROP_REASONS},
     "spanledger_rows_rejected_total timestamp": 0,
     "spanledger_open_spans_evicted_total": 0,
     "spanledger_open_spans": 0,
@@ -40,6 +41,7 @@ AT_REST = {
     "spanledger_spool_segments": 0,
     "spanledger_spool_oldest_age_seconds": 0,
     "spanledger_spool_torn_lines_total": 0,
+    "spanledger_spool_queued_lines_total": 0,
     "spanledger_tracer_provider_info other AlwaysOnSampler all": 1,
 }
 
