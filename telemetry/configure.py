@@ -18,6 +18,7 @@ from opentelemetry.sdk.trace.sampling import DEFAULT_ON, Decision, Sampler, Stat
 from prometheus_client import REGISTRY, CollectorRegistry
 
 from .content import Content
+from .crashed import crashed_line
 from .execution import Service
 from .guard import Guard
 from .metrics import Metrics
@@ -25,6 +26,7 @@ from .monitor import install
 from .pipeline import DoorCollector, SpoolCollector, records_all
 from .prices import Prices
 from .processor import ExecutionProcessor
+from .replay import Replay
 from .runs import OpenSpans
 from .sampling import AlwaysRecord
 from .scope import Runtime
@@ -141,12 +143,13 @@ def configure(
     registry = REGISTRY if registry is None else registry
     content = Content(payload_max_bytes, redact)
     metrics = Metrics(registry, error_types=error_types)
-    spool = Spool(spool_dir, max_bytes=spool_max_bytes, sync=spool_sync)
-    spool.prepare()
     prices = prices or Prices()
     guard, spans = Guard(), OpenSpans()
+    observe = Replay(metrics, guard).observe
+    spool = Spool(spool_dir, max_bytes=spool_max_bytes, sync=spool_sync, crash=crashed_line, observe=observe)
     processor = ExecutionProcessor(spool, metrics, spans, prices, content, guard, retention=retention.total_seconds())
     provider = _attach(processor, tracer_provider, resource, sampler, span_exporter)
+    spool.prepare(Service.from_resource(provider.resource).columns)
     unsampled = TracerProvider(
         sampler=StaticSampler(Decision.RECORD_ONLY),
         resource=provider.resource,
@@ -163,18 +166,20 @@ def configure(
     rejected = [processor.rejected] if sink is None else [processor.rejected, sink.rejected]
     registry.register(DoorCollector(processor, spans, metrics, provider))
     registry.register(SpoolCollector(spool, sink, guard, rejected))
-    sealer = Worker("spanledger-seal", lambda: _seal(spool, guard, drain_interval), drain_interval)
+    sealer = Worker("spanledger-seal", lambda: _seal(spool, spans, guard, drain_interval), drain_interval)
     spool.wake = sealer.wake
     sealer.start()
     telemetry = Telemetry(provider, registry, metrics, spool, sink, prices, content, sealer)
     tracers = (provider.get_tracer(_SCOPE), unsampled.get_tracer(_SCOPE))
-    install(Runtime(*tracers, spans, content, capture_content, guard, telemetry.know_agent))
+    install(Runtime(*tracers, spans, content, capture_content, guard, telemetry.know_agent, spool))
     return telemetry
 
 
-def _seal(spool: Spool, guard: Guard, interval: float) -> float:
+def _seal(spool: Spool, spans: OpenSpans, guard: Guard, interval: float) -> float:
     """Commit what was written, whether Postgres is there or not: a power loss costs no more than one interval."""
     try:
+        for trace_id, span_id in spool.runs.cancelled() if spool.runs is not None else ():
+            spans.cancel(trace_id, span_id)
         spool.seal()
     except OSError:
         guard.report("spool")

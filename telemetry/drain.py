@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from prometheus_client import REGISTRY, CollectorRegistry
 
+from .crashed import crashed_line
 from .guard import Guard
 from .metrics import Metrics
 from .pipeline import SpoolCollector
@@ -56,7 +57,7 @@ class Drain:
         self.registry = REGISTRY if registry is None else registry
         guard = Guard()
         replay = Replay(Metrics(self.registry, error_types=error_types), guard)
-        self.spool = Spool(spool_dir, max_bytes=spool_max_bytes)
+        self.spool = Spool(spool_dir, max_bytes=spool_max_bytes, crash=crashed_line)
         self.sink = PostgresSink(
             self.spool, connect, guard, interval=drain_interval, retention=retention, observe=replay.observe
         )

@@ -10,7 +10,7 @@ _POPULATE_WRITE = 23  # madvise(2) since Linux 5.14; Python's mmap has no name f
 
 
 class MappedFile:
-    """A new file of `size` bytes, all zero, reserved on disk, its pages present and writable.
+    """A new file of `size` bytes, all zero, reserved on disk, its pages (or the first `present` bytes) in memory.
 
     So a store is a copy in memory: it asks the disk for nothing, and a full disk is an error here, never a SIGBUS
     there. Once the kernel has written a page back by itself, after half a minute, the next store into it is slower.
@@ -21,13 +21,13 @@ class MappedFile:
 
     __slots__ = ("bytes", "fd", "path")
 
-    def __init__(self, path: Path, size: int) -> None:
+    def __init__(self, path: Path, size: int, present: int | None = None) -> None:
         self.path = path
         self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             _reserve(self.fd, size)
             self.bytes = mmap.mmap(self.fd, size)
-            _populate(self.bytes, size)
+            _populate(self.bytes, size if present is None else present)
         except BaseException:
             os.close(self.fd)
             path.unlink(missing_ok=True)
@@ -48,7 +48,7 @@ def _reserve(fd: int, size: int) -> None:
 
 def _populate(mapped: mmap.mmap, size: int) -> None:
     try:
-        mapped.madvise(_POPULATE_WRITE)
+        mapped.madvise(_POPULATE_WRITE, 0, size)
     except OSError as error:
         if error.errno != 22:  # EINVAL: an older kernel, or macOS
             raise

@@ -37,6 +37,7 @@ class OpenSpan:
         "parent",
         "provider",
         "run",
+        "slot",
         "span_id",
         "total",
     )
@@ -71,6 +72,7 @@ class OpenSpan:
         self.model: str | None = None
         self.provider: str | None = None
         self.run: Any = None  # the monitor's handle on it, for `current_run`
+        self.slot: int | None = None  # where it is recorded, so that it is not lost with the process
         self.covered = False
         self.ended = False
         self.input: bytes | None = None
@@ -139,6 +141,12 @@ class OpenSpans:
         if opened.holds_execution or opened.execution is not None:
             self._remember(key, opened)
         return opened
+
+    def cancel(self, trace_id: int, span_id: int) -> None:
+        """Ask a run of the monitor to end; nothing where it has ended."""
+        opened = self._open.get((trace_id, span_id))
+        if opened is not None and opened.run is not None:
+            opened.run.cancel()
 
     def add_usage(self, opened: OpenSpan, usage: Usage, provider: str | None, model: str | None) -> bool:
         """Give the usage of a model call to its execution; False when that has ended already (late)."""

@@ -19,19 +19,19 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import itertools
 import json
 import os
-import secrets
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from .fork import in_child
+from .home import Home, abandoned
 from .segment import EXECUTIONS, OPEN, STEPS, TABLES, VERSION, OpenSegment, Segment, size_of
+from .slots import RUNS, OpenRun, Slots, read
 
 __all__ = ["EXECUTIONS", "STEPS", "TABLES", "Segment", "Spool", "SpoolError"]
 
@@ -60,12 +60,22 @@ class Spool:
         max_bytes: Bound on the whole backlog. Beyond it the newest rows are refused, never the oldest.
         sync: Commit each segment to disk when it is sealed. Without, the kernel does so within about half a minute:
             a killed process loses nothing either way, a machine that loses power does.
+        crash: The line of a run that was open when its process died. Without, such runs are left for others to adopt.
+        observe: Told of those lines, once, when they are written.
 
     Raises:
         OSError: The directory cannot be made or written.
     """
 
-    def __init__(self, directory: Path, *, max_bytes: int = 1 << 30, sync: bool = True) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        max_bytes: int = 1 << 30,
+        sync: bool = True,
+        crash: Callable[[OpenRun], bytes] | None = None,
+        observe: Callable[[str, list[bytes]], None] | None = None,
+    ) -> None:
         self.directory = directory
         self.max_bytes = max_bytes
         self.torn_lines = 0
@@ -73,7 +83,11 @@ class Spool:
         self.segments = 0  # sealed, as of the last look
         self.oldest: float | None = None  # when the oldest of them was sealed, in seconds since the epoch
         self.wake: Callable[[], None] = lambda: None  # told that the thread which seals has something to do
+        self.runs: Slots | None = None
         self._sync = sync
+        self._crash = crash
+        self._observe = observe
+        self._service: Sequence[str | None] | None = None
         self._closed = True
         self._begin()
         in_child(self._after_fork)
@@ -90,22 +104,21 @@ class Spool:
         self._unsealed = 0  # bytes in open and full segments
         self._keeps_spare = False
         self._disk_since = dict.fromkeys(("seal", "append"), 0.0)  # when a disk operation under way began
-        self._settle_in()
+        self._settle()
         self._closed = False
         self.look()
 
-    def _settle_in(self) -> None:
-        """Make and lock a directory of our own."""
-        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        name = f"{os.getpid()}-{secrets.token_hex(4)}"
-        hidden = self.directory / f".{name}"  # nobody adopts it before it is locked
-        hidden.mkdir(mode=0o700)
-        lock = _lock(hidden / "lock")
-        if lock is None:
-            raise OSError(f"{hidden} was taken by another process")
-        self._lock_fd = lock
-        self.writer = hidden.rename(self.directory / name)
+    def _settle(self) -> None:
+        """Make a home, with slots where runs are recorded."""
+        self._home = Home.settle(self.directory)
         self._numbers = itertools.count(1)
+        if self._service is not None:
+            self.runs = Slots(self.writer / RUNS, self._service)
+
+    @property
+    def writer(self) -> Path:
+        """The directory of this process."""
+        return self._home.path
 
     def _after_fork(self) -> None:
         """A child is another process: it must not hold its parent's lock, nor write into its segment."""
@@ -116,8 +129,10 @@ class Spool:
             if segment is not None:
                 with contextlib.suppress(OSError, ValueError):  # a thread of the parent was closing it
                     segment.close()
+        if self.runs is not None:
+            self.runs.close()
         with contextlib.suppress(OSError):
-            os.close(self._lock_fd)
+            self._home.leave()
         self._begin()
 
     def append(self, table: str, line: bytes) -> None:
@@ -201,15 +216,17 @@ class Spool:
         self.look()
         return self.pending_bytes() + size > self.max_bytes
 
-    def prepare(self) -> None:
-        """Have a segment ready before the first line comes.
+    def prepare(self, service: Sequence[str | None]) -> None:
+        """Have a segment ready before the first line comes, and slots for the runs of this `service` (its columns).
 
         Raises:
-            OSError: The disk has no room for it.
+            OSError: The disk has no room for them.
         """
         with self._lock:
             if self._spare is None:
                 self._spare = self._make()
+            self._service = service
+            self.runs = Slots(self.writer / RUNS, service)
 
     def seal(self) -> None:
         """Commit what was written to disk and hand it to the sink. Nothing to do when that is nothing.
@@ -219,6 +236,8 @@ class Spool:
         """
         # Who comes second waits, so that what was written before it is handed on when it returns.
         with self._sealing, self._on_disk("seal"):
+            if self.runs is not None:
+                self.runs.beat(time.time_ns())
             with self._lock:  # writers wait for the swap only, not for the disk
                 self._turn()
                 full, self._full = self._full, []
@@ -267,9 +286,15 @@ class Spool:
             segment.segment.remove()
             if not self.writer.is_dir():
                 with self._lock:
-                    os.close(self._lock_fd)
-                    self._settle_in()
+                    self._move()
             Segment(self.writer, next(self._numbers)).write(lines)
+
+    def _move(self) -> None:
+        old, runs = self._home, self.runs
+        self._settle()
+        old.leave()
+        if runs is not None and self.runs is not None:
+            self.runs.take_over(runs)
 
     def reject(self, table: str, line: bytes, reason: str, detail: str) -> None:
         """Set a row aside that Postgres will not take; it stays readable in `rejected.ndjson`.
@@ -312,26 +337,25 @@ class Spool:
             yield Segment(path.parent, int(path.name.split(".", 1)[0]))
 
     def _adopt(self) -> None:
-        """Seal what dead processes left open, and remove their directories once they are empty."""
-        with contextlib.suppress(FileNotFoundError):  # deleted: the next segment makes it anew
-            for writer in self.directory.iterdir():
-                if writer != self.writer and writer.is_dir():
-                    # Another process adopted it just now, or it belongs to another user: no reason to hold up the rest.
-                    with contextlib.suppress(OSError):
-                        self._adopt_from(writer)
+        """Seal what dead processes left open, and record the runs they did not end."""
+        for home in abandoned(self.directory, self.writer):
+            with contextlib.suppress(OSError):
+                for number in _numbers(home, OPEN):
+                    self.torn_lines += Segment(home, number).adopt()
+                if self._crash is not None:
+                    self._record_crashed(home, self._crash)
 
-    def _adopt_from(self, writer: Path) -> None:
-        fd = None if _is_beginning(writer) else _lock(writer / "lock")
-        if fd is None:
-            return
-        try:
-            for number in sorted({int(path.name.split(".", 1)[0]) for path in writer.glob(f"*{OPEN}")}):
-                self.torn_lines += Segment(writer, number).adopt()
-            if [path.name for path in writer.iterdir()] == ["lock"]:
-                (writer / "lock").unlink()
-                writer.rmdir()
-        finally:
-            os.close(fd)
+    def _record_crashed(self, home: Path, crash: Callable[[OpenRun], bytes]) -> None:
+        numbers = _numbers(home, EXECUTIONS)
+        # The row of a run comes just before its slot is given back: killed in between, it did end.
+        ended = b"".join(Segment(home, number).read(EXECUTIONS) for number in numbers[-3:])
+        lines = [crash(run) for run in read(home / RUNS) if f"{run.trace_id}\t{run.span_id}\t".encode() not in ended]
+        if lines:
+            number = numbers[-1] + 1 if numbers else 1
+            Segment(home, number).write({EXECUTIONS: b"".join(lines), STEPS: b""})
+        (home / RUNS).unlink(missing_ok=True)
+        if lines and self._observe is not None:
+            self._observe(EXECUTIONS, lines)
 
     def close(self) -> None:
         """Seal and let go of the lock. What was not drained stays on disk and is adopted later."""
@@ -344,26 +368,16 @@ class Spool:
         finally:
             if self._spare is not None:
                 self._spare.discard()
-            os.close(self._lock_fd)
+            runs, self.runs = self.runs, None
+            if runs is not None:
+                runs.close()
+                if not runs:  # else it is left for whoever adopts them
+                    (self.writer / RUNS).unlink(missing_ok=True)
+            self._home.leave()
 
 
-def _lock(path: Path) -> int | None:
-    """A descriptor that holds the lock, or None where a living process holds it or the directory is gone."""
-    try:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except FileNotFoundError:
-        return None
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(fd)
-        return None
-    return fd
-
-
-def _is_beginning(writer: Path) -> bool:
-    """Whether a process may still be about to lock this directory."""
-    return writer.name.startswith(".") and time.time() - writer.stat().st_mtime < 60
+def _numbers(home: Path, ending: str) -> list[int]:
+    return sorted({int(path.name.split(".", 1)[0]) for path in home.glob(f"*.{VERSION}.*{ending}")})
 
 
 _datasync = getattr(os, "fdatasync", os.fsync)  # macOS has fsync only

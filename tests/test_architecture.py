@@ -23,8 +23,10 @@ OURS = {"app", "telemetry", "spanledger", "tests", "bench"}
 # A module imports its own layer and those below it, never one above.
 LAYERS = {
     "semconv": 0,
+    "home": 0,
     "mapped": 0,
     "segment": 0,
+    "slots": 0,
     "spool": 0,
     "copytext": 0,
     "guard": 0,
@@ -39,6 +41,7 @@ LAYERS = {
     "sampling": 1,
     "scope": 1,
     "wrap": 1,
+    "crashed": 1,
     "execution": 1,
     "monitor": 1,
     "metrics": 2,

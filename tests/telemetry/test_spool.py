@@ -190,8 +190,7 @@ def test_a_spare_is_ready_and_goes_when_it_was_not_needed(tmp_path: Path) -> Non
     spool = Spool(tmp_path)
     woken: list[bool] = []
     spool.wake = lambda: woken.append(True)
-    spool.prepare()
-    spool.prepare()
+    spool.prepare(("tutor",))
     assert [path.suffix for path in spool.writer.glob("*.v1.*")] == [".open", ".open"]
     assert {path.stat().st_size for path in spool.writer.glob("*.v1.*")} == {module.SEGMENT_BYTES}
     spool.append(EXECUTIONS, b"a\n")  # takes it
@@ -307,10 +306,10 @@ def test_a_forked_child_writes_for_itself_and_does_not_keep_its_parent_alive(spo
 
 def test_a_child_that_cannot_begin_refuses_rows_and_writes_to_no_descriptor_of_others(tmp_path: Path) -> None:
     script = """
-    import shutil
+    from telemetry import home
     spool.append("executions", b"parent\\n")
-    numbers = [spool._lock_fd, *(file.fd for file in spool._open._files.values())]
-    module.secrets.token_hex = lambda _: "\\0"  # no such directory can be made
+    numbers = [spool._home.lock, *(file.fd for file in spool._open._files.values())]
+    home.secrets.token_hex = lambda _: "\\0"  # no such directory can be made
     sys.unraisablehook = lambda _: None
     if os.fork() == 0:
         taken = {os.open(os.devnull, os.O_RDWR) for _ in range(10)}
