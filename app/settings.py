@@ -206,6 +206,9 @@ class Settings(BaseSettings):
     agent_timeout_seconds: float = Field(
         default=120.0, gt=0, le=3600, description="Longest run of one agent, in seconds; then it is a `timeout`."
     )
+    stuck_after_seconds: float = Field(
+        default=900.0, gt=0, description="Runs that are open for longer are shown as stuck."
+    )
     max_body_bytes: int = Field(
         default=1 << 20, ge=1024, le=64 << 20, description="Largest request body, in bytes; 413 beyond."
     )

@@ -15,10 +15,12 @@ from .caller import bind
 from .configure import Telemetry, configure
 from .content import Content
 from .drain import Drain
+from .inflight import cancel_run, open_runs
 from .monitor import AgentMonitor, Inference, Run, Tool, current_run
 from .prices import Prices
 from .sampling import AlwaysRecord
 from .semconv import Status
+from .slots import OpenRun
 
 __all__ = [
     "AgentMonitor",
@@ -26,12 +28,15 @@ __all__ = [
     "Content",
     "Drain",
     "Inference",
+    "OpenRun",
     "Prices",
     "Run",
     "Status",
     "Telemetry",
     "Tool",
     "bind",
+    "cancel_run",
     "configure",
     "current_run",
+    "open_runs",
 ]

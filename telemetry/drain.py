@@ -12,7 +12,7 @@ from prometheus_client import REGISTRY, CollectorRegistry
 from .crashed import crashed_line
 from .guard import Guard
 from .metrics import Metrics
-from .pipeline import SpoolCollector
+from .pipeline import RunsCollector, SpoolCollector
 from .replay import Replay
 from .spool import Spool
 
@@ -61,6 +61,7 @@ class Drain:
         self.sink = PostgresSink(
             self.spool, connect, guard, interval=drain_interval, retention=retention, observe=replay.observe
         )
+        self.registry.register(RunsCollector(self.spool))
         self.registry.register(SpoolCollector(self.spool, self.sink, guard, [self.sink.rejected]))
         self.sink.start()
 

@@ -15,6 +15,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from .guard import Guard
+from .inflight import open_runs
 from .metrics import OTHER, Metrics, label_values, where
 from .processor import ExecutionProcessor
 from .runs import OpenSpans
@@ -24,6 +25,7 @@ from .spool import Spool
 if TYPE_CHECKING:
     from .sink import PostgresSink  # psycopg is an extra
 
+Place = tuple[str, str, str]
 _PLACES = ("metrics", "monitor", "on_end", "on_start", "sink", "spool")
 
 
@@ -49,22 +51,17 @@ class DoorCollector(Collector):
             "spanledger_open_spans_evicted", "Open spans forgotten: too many never ended", self._spans.evicted
         )
         yield GaugeMetricFamily("spanledger_open_spans", "Spans started and not ended", len(self._spans))
-        yield self._in_flight()
+        yield from self._in_flight()
         yield self._tracer_provider()
 
-    def _in_flight(self) -> Metric:
-        """Counted when somebody asks: keeping a gauge up to date would cost every execution a tenth of its price."""
-        family = GaugeMetricFamily(
-            "spanledger_executions_in_flight",
-            "Executions that have started and not ended",
-            labels=["service_name", "deployment_environment_name", "gen_ai_agent_name"],
+    def _in_flight(self) -> Iterable[Metric]:
+        """Counted when somebody asks: keeping gauges up to date would cost every execution a tenth of its price."""
+        agents = ((*where(service), agent) for service, agent in sorted(self._metrics.agents, key=str))
+        known = {place[2]: place for place in agents}  # a process has one service
+        other = (OTHER, OTHER, OTHER)
+        return in_flight(
+            known.values(), ((known.get(agent, other), started_at) for agent, started_at in self._spans.executions())
         )
-        running = self._spans.executions()
-        for service, agent in sorted(self._metrics.agents, key=str):
-            family.add_metric(label_values(*where(service), agent), running.pop(agent, 0))
-        if running:
-            family.add_metric([OTHER, OTHER, OTHER], running.total())
-        return family
 
     def _tracer_provider(self) -> Metric:
         """What we are attached to now: a host may set another provider after us, and then its spans pass us by."""
@@ -108,6 +105,44 @@ class SpoolCollector(Collector):
         yield from _collect_spool(self._spool)
         if self._sink is not None:
             yield from _collect_sink(self._sink)
+
+
+class RunsCollector(Collector):
+    """What runs in the living processes of a spool directory."""
+
+    def __init__(self, spool: Spool) -> None:
+        self._spool = spool
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing: a collect at registration would read parts that are not running yet."""
+        return ()
+
+    def collect(self) -> Iterable[Metric]:
+        """Read from their files."""
+        runs = open_runs(self._spool.directory)
+        places = [((run.service[0] or "", run.service[3] or "", run.agent_name), run.started_at) for run in runs]
+        return in_flight((), places)
+
+
+def in_flight(known: Iterable[Place], runs: Iterable[tuple[Place, int]]) -> Iterable[Metric]:
+    """How many executions run, and how long the oldest has: by service, environment and agent, 0 for the known ones."""
+    counts: Counter[Place] = Counter(dict.fromkeys(known, 0))
+    oldest: dict[Place, int] = {}
+    for place, started_at in runs:
+        counts[place] += 1
+        oldest[place] = min(started_at, oldest.get(place, started_at))
+    labels = ["service_name", "deployment_environment_name", "gen_ai_agent_name"]
+    number = GaugeMetricFamily(
+        "spanledger_executions_in_flight", "Executions that have started and not ended", labels=labels
+    )
+    age = GaugeMetricFamily(
+        "spanledger_executions_oldest_age_seconds", "How long the oldest of them has run; 0 without any", labels=labels
+    )
+    now = time.time_ns()
+    for place, count in counts.items():
+        number.add_metric(label_values(*place), count)
+        age.add_metric(label_values(*place), max(0, now - oldest[place]) / 1e9 if place in oldest else 0.0)
+    return number, age
 
 
 def records_all(sampler: Sampler) -> bool:

@@ -92,6 +92,7 @@ class ExecutionProcessor(SpanProcessor):
 
     def _record(self, span: Span, attributes: dict[str, Any], opened: OpenSpan) -> None:
         """Note the run where it can be found when this process is killed."""
+        opened.started_at = span.start_time or 0
         runs = self._spool.runs
         if runs is not None:
             parent = span.parent
@@ -102,7 +103,7 @@ class ExecutionProcessor(SpanProcessor):
                 _span_id(opened.execution),
                 *opened.caller,
             ]
-            opened.slot = runs.take(*_id_bytes(span.context), span.start_time or 0, orjson.dumps(document))
+            opened.slot = runs.take(*_id_bytes(span.context), opened.started_at, orjson.dumps(document))
 
     def _end(self, span: ReadableSpan) -> None:
         opened = self._spans.pop(span.context)

@@ -8,7 +8,7 @@ caller reach every child, and the tree never counts a token twice.
 from __future__ import annotations
 
 import threading
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -39,6 +39,7 @@ class OpenSpan:
         "run",
         "slot",
         "span_id",
+        "started_at",
         "total",
     )
     caller: Caller
@@ -72,6 +73,7 @@ class OpenSpan:
         self.model: str | None = None
         self.provider: str | None = None
         self.run: Any = None  # the monitor's handle on it, for `current_run`
+        self.started_at = 0  # of an execution, in ns since the epoch
         self.slot: int | None = None  # where it is recorded, so that it is not lost with the process
         self.covered = False
         self.ended = False
@@ -110,11 +112,13 @@ class OpenSpans:
     def __len__(self) -> int:
         return len(self._open)
 
-    def executions(self) -> Counter[str]:
-        """How many executions are open, by agent."""
-        return Counter(
-            opened.agent_name or semconv.UNATTRIBUTED for opened in self._open.copy().values() if opened.holds_execution
-        )
+    def executions(self) -> list[tuple[str, int]]:
+        """Agent and start (ns since the epoch) of every open execution."""
+        return [
+            (opened.agent_name or semconv.UNATTRIBUTED, opened.started_at)
+            for opened in self._open.copy().values()
+            if opened.holds_execution
+        ]
 
     def start(self, context: SpanContext, parent: SpanContext | None, attributes: Mapping[str, Any]) -> OpenSpan:
         """Enter a span."""

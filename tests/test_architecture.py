@@ -24,6 +24,7 @@ OURS = {"app", "telemetry", "spanledger", "tests", "bench"}
 LAYERS = {
     "semconv": 0,
     "home": 0,
+    "inflight": 0,
     "mapped": 0,
     "segment": 0,
     "slots": 0,
@@ -64,6 +65,7 @@ DEPENDENCIES: list[set[str]] = [
 PUBLIC = {
     *("AgentMonitor", "AlwaysRecord", "Inference", "Run", "Tool", "bind", "current_run"),
     *("Content", "Drain", "Prices", "Status", "Telemetry", "configure"),
+    *("OpenRun", "cancel_run", "open_runs"),
 }
 
 # Heavyweights, loaded by the feature that needs them; for the library also what only its extras install.
