@@ -40,6 +40,7 @@ LAYERS = {
     "execution": 1,
     "monitor": 1,
     "metrics": 2,
+    "loader": 2,
     "replay": 2,
     "settle": 2,
     "sink": 2,
