@@ -19,6 +19,7 @@ from .monitor import AgentMonitor, Inference, Run, Tool, current_run
 from .prices import Prices
 from .sampling import AlwaysRecord
 from .semconv import Status
+from .settle import settle
 
 __all__ = [
     "AgentMonitor",
@@ -34,4 +35,5 @@ __all__ = [
     "bind",
     "configure",
     "current_run",
+    "settle",
 ]

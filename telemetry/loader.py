@@ -1,4 +1,4 @@
-"""Loader: puts lines into the tables, each once in effect.
+"""Loader: puts lines into the tables, each once in effect, with what they add to the roll-up.
 
 The fast path streams the lines with COPY straight into the tables, in one transaction. Lines that are there already
 (a crash between commit and unlink) break the primary key; they then go through a staging table and ON CONFLICT DO
@@ -17,6 +17,7 @@ from typing import Any
 import psycopg
 from psycopg import errors, sql
 
+from . import rollup
 from .execution import EXECUTION_COLUMNS, STEP_COLUMNS
 from .guard import Guard
 from .settle import settle
@@ -29,7 +30,7 @@ _NAMES = {EXECUTIONS: "agent_executions", STEPS: "execution_steps"}
 _COLUMNS = {EXECUTIONS: EXECUTION_COLUMNS, STEPS: STEP_COLUMNS}
 _TRACE_ID, _SPAN_ID, _CREATED_AT = map(EXECUTION_COLUMNS.index, ("trace_id", "span_id", "created_at"))
 # What is wrong with a row, not with Postgres; of psycopg's, the last two, such as an id too long to be indexed, count
-# as operational. A ValueError is ours: a row that cannot be told from the others.
+# as operational. A ValueError is ours: a row that cannot be added up or told from the others.
 _REFUSED = (psycopg.DataError, psycopg.IntegrityError, errors.ProgramLimitExceeded, errors.StatementTooComplex)
 _UNUSABLE = (*_REFUSED, ValueError)
 # LIKE would need SELECT on the whole table, and our role may read keys and usage only.
@@ -81,6 +82,7 @@ class Loader:
             for table in TABLES:
                 if data[table]:
                     _copy(connection, sql.Identifier(_NAMES[table]), table, data[table])
+            rollup.add(connection, lines[EXECUTIONS])
             settle(connection, _late_traces(lines))
         for table in TABLES:
             self._count(table, lines[table], len(lines[table]))
@@ -101,6 +103,8 @@ class Loader:
         try:
             with connection.transaction():
                 new = _insert(connection, table, lines)
+                if table == EXECUTIONS:
+                    rollup.add(connection, new)
         except _UNUSABLE as error:
             if len(lines) > 1:
                 middle = len(lines) // 2

@@ -42,6 +42,7 @@ LAYERS = {
     "metrics": 2,
     "loader": 2,
     "replay": 2,
+    "rollup": 2,
     "settle": 2,
     "sink": 2,
     "processor": 3,
@@ -59,7 +60,7 @@ DEPENDENCIES: list[set[str]] = [
 ]
 PUBLIC = {
     *("AgentMonitor", "AlwaysRecord", "Inference", "Run", "Tool", "bind", "current_run"),
-    *("Content", "Drain", "Prices", "Status", "Telemetry", "configure"),
+    *("Content", "Drain", "Prices", "Status", "Telemetry", "configure", "settle"),
 }
 
 # Heavyweights, loaded by the feature that needs them; for the library also what only its extras install.
