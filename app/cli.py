@@ -96,6 +96,33 @@ def migrate() -> None:
 
 
 @spanledger.command()
+@click.option("--repair", is_flag=True, help="Settle from the steps, rebuild the roll-up of hours that differ.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def check(repair: bool, as_json: bool) -> None:
+    """Prove that rows, steps and the roll-up say the same. Exit code 1: they differ (after a repair: still)."""
+    from app import check, queries, rollup
+    from app.database import Database, DatabaseUnavailable
+
+    try:
+        settings = Settings.load()
+        since = rollup.first_full_hour(queries.oldest(queries.utc_now(), settings.retention_days))
+        database = Database(database_url_of(settings))
+        try:
+            report = check.check(database, since)
+            if repair and report:
+                click.echo(report.to_text(), err=True)
+                report = check.repair(database, report, since)
+        finally:
+            database.dispose()
+    except DatabaseUnavailable as error:
+        fail(StartError(str(error)))
+    except StartError as error:
+        fail(error)
+    click.echo(report.to_json() if as_json else report.to_text())
+    sys.exit(1 if report else 0)
+
+
+@spanledger.command()
 @click.option("--seconds", type=click.FloatRange(1, 3600), default=60, show_default=True, help="How long.")
 @click.option("--break", "broken", metavar="AGENT", help="Make this agent fail until its alert fires.")
 @click.option("--url", help="Service to use instead of the one of HOST and PORT.")
@@ -112,6 +139,24 @@ def demo(seconds: float, broken: str | None, url: str | None) -> None:
     except StartError as error:
         fail(error)
     sys.exit(0 if fine else 1)
+
+
+def database_url_of(settings: Settings) -> str:
+    """Where the rows are: `DATABASE_URL`, or the embedded server of a service that runs.
+
+    Raises:
+        StartError: No service runs.
+    """
+    from app.embedded import running_url
+
+    if settings.database_url is not None:
+        return settings.database_url.get_secret_value()
+    url = running_url(settings.spanledger_data_dir)
+    if url is None:
+        raise StartError(
+            f"DATABASE_URL is unset and no service runs on {settings.spanledger_data_dir}, which starts the database"
+        )
+    return url
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -24,7 +24,7 @@ DAYS_AHEAD = 7  # the most that spanledger_ensure_partitions accepts
 ROLE_REFUSED = (psycopg.errors.InvalidParameterValue, psycopg.errors.InsufficientPrivilege)
 FALL_BACK_ROLES = ("spanledger_sink", "spanledger_admin")  # row-level security must never be lost silently
 
-Role = Literal["spanledger_admin", "spanledger_reader", "spanledger_grafana"]
+Role = Literal["spanledger_sink", "spanledger_admin", "spanledger_reader", "spanledger_grafana"]
 
 
 class DatabaseUnavailable(psycopg.OperationalError):

@@ -94,7 +94,7 @@ class EmbeddedPostgres:
                 f"cannot keep the embedded database in {self.data_dir} ({error.strerror or error}): "
                 "set SPANLEDGER_DATA_DIR to a directory that you may write to"
             ) from error
-        return f"postgresql+psycopg://postgres@/{DATABASE}?host={quote(socket_dir)}&port={PORT}"
+        return url_of(socket_dir)
 
     def stop(self) -> None:
         """Stop the server that start() started or adopted; does nothing when there is none."""
@@ -258,6 +258,17 @@ class EmbeddedPostgres:
             check=False,
             **self._as_server_user,
         )
+
+
+def running_url(data_dir: Path) -> str | None:
+    """The URL of the server that another process runs below `data_dir`; None when there is none."""
+    running = postmaster.running(data_dir.absolute() / "postgres" / "data")
+    return None if running is None else url_of(running.socket_dir)
+
+
+def url_of(socket_dir: str) -> str:
+    """The SQLAlchemy URL of a server that listens there."""
+    return f"postgresql+psycopg://postgres@/{DATABASE}?host={quote(socket_dir)}&port={PORT}"
 
 
 def server_account() -> pwd.struct_passwd:

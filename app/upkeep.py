@@ -1,4 +1,4 @@
-"""The database of a running process: started if it is the embedded one, migrated, and its partitions kept ahead."""
+"""The database of a running process: started if it is the embedded one, migrated, partitions and roll-up kept up."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack, suppress
 
 from fastapi import FastAPI
 
+from app import rollup
 from app.data_dir import DataDir
 from app.database import Database, DatabaseUnavailable
 from app.embedded import EmbeddedPostgres, EmbeddedPostgresError
@@ -16,7 +17,7 @@ from app.settings import StartError
 FIRST_TRY_SECONDS = 10.0
 """How long the start waits for a first answer of the database before it goes on without."""
 UPKEEP_SECONDS = 3600.0
-"""Pause between looks at the partitions, which are made a week ahead."""
+"""Pause between looks at the partitions, which are made a week ahead, and at the roll-up of hours that are over."""
 RETRY_SECONDS = (1.0, 30.0)
 """First and longest pause between attempts to migrate."""
 
@@ -54,10 +55,11 @@ def _prepare(app: FastAPI, database: Database) -> None:
     database.migrate()
     database.ensure_partitions()
     app.state.migrated = True
+    rollup.compact(database)
 
 
 async def _keep_ready(app: FastAPI, database: Database, tried: asyncio.Event) -> None:
-    """Migrate as soon as the database lets us, then keep making partitions ahead of need."""
+    """Migrate as soon as the database lets us, then keep making partitions ahead of need and fold the roll-up."""
     shortest, longest = RETRY_SECONDS
     pause = shortest
     while True:

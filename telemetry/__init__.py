@@ -20,6 +20,7 @@ from .monitor import AgentMonitor, Inference, Run, Tool, current_run
 from .prices import Prices
 from .sampling import AlwaysRecord
 from .semconv import Status
+from .settle import settle
 from .slots import OpenRun
 
 __all__ = [
@@ -39,4 +40,5 @@ __all__ = [
     "configure",
     "current_run",
     "open_runs",
+    "settle",
 ]

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import psycopg
+from .rollup import KEY, ROLLUP_COLUMNS, TOKENS
 
+if TYPE_CHECKING:
+    import psycopg
+
+# Two that settle a trace at the same time would each leave out what the other is about to commit.
+_LOCK = "SELECT pg_advisory_xact_lock(hashtext('spanledger_settle'))"
+
+_SETTLED = (*TOKENS, "cost_usd", "cost_total_usd", "cost_source")
 # Own usage from the execution's own steps; totals from those of every execution below it. Idempotent: it sets what
 # the steps say, whatever was there before. UNION, not UNION ALL: a sender may say that spans are each other's parents.
-_SETTLE = """
+# What changed is a delta of the roll-up.
+_SETTLE = f"""
 WITH RECURSIVE own AS (
     SELECT e.trace_id, e.span_id, e.created_at, e.parent_agent_span_id,
            coalesce(sum(s.input_tokens), 0) AS input_tokens,
@@ -36,30 +44,49 @@ WITH RECURSIVE own AS (
     FROM below b JOIN own o ON o.trace_id = b.trace_id AND o.span_id = b.span_id
     CROSS JOIN LATERAL unnest(o.sources) AS source
     GROUP BY b.trace_id, b.top
+), settled AS (
+    SELECT o.trace_id, o.span_id, o.created_at,
+           o.input_tokens + o.output_tokens AS tokens_used,
+           o.input_tokens, o.cache_read_tokens, o.cache_write_tokens, o.output_tokens, o.reasoning_tokens,
+           t.tokens AS tokens_total,
+           o.cost_usd,
+           t.cost_usd AS cost_total_usd,
+           CASE
+               WHEN sources.sources[2] IS NULL THEN sources.sources[1]
+               WHEN sources.sources && ARRAY['unknown', 'partial'] THEN 'partial'
+               ELSE 'mixed'
+           END AS cost_source
+    FROM own o
+    JOIN total t ON t.trace_id = o.trace_id AND t.top = o.span_id
+    LEFT JOIN sources ON sources.trace_id = o.trace_id AND sources.top = o.span_id
+), changed AS (
+    UPDATE agent_executions e
+    SET {", ".join(f"{name} = s.{name}" for name in _SETTLED)}
+    FROM settled s JOIN agent_executions was USING (trace_id, span_id, created_at)
+    WHERE e.trace_id = s.trace_id AND e.span_id = s.span_id AND e.created_at = s.created_at
+      AND ({", ".join(f"was.{name}" for name in _SETTLED)})
+          IS DISTINCT FROM ({", ".join(f"s.{name}" for name in _SETTLED)})
+    RETURNING date_trunc('hour', e.created_at, 'UTC'), spanledger_duration_le(e.execution_time_ms),
+              {", ".join(f"e.{name}" for name in KEY)}, 0, 0,
+              {", ".join(f"e.{name} - was.{name}" for name in TOKENS)},
+              coalesce(e.cost_usd, 0) - coalesce(was.cost_usd, 0),
+              num_nonnulls(e.cost_usd) - num_nonnulls(was.cost_usd),
+              spanledger_unpriced(e.cost_usd, e.cost_source, e.tokens_used)::integer
+              - spanledger_unpriced(was.cost_usd, was.cost_source, was.tokens_used)::integer
 )
-UPDATE agent_executions e
-SET tokens_used = o.input_tokens + o.output_tokens,
-    input_tokens = o.input_tokens,
-    cache_read_tokens = o.cache_read_tokens,
-    cache_write_tokens = o.cache_write_tokens,
-    output_tokens = o.output_tokens,
-    reasoning_tokens = o.reasoning_tokens,
-    tokens_total = t.tokens,
-    cost_usd = o.cost_usd,
-    cost_total_usd = t.cost_usd,
-    cost_source = CASE
-        WHEN sources.sources[2] IS NULL THEN sources.sources[1]
-        WHEN sources.sources && ARRAY['unknown', 'partial'] THEN 'partial'
-        ELSE 'mixed'
-    END
-FROM own o
-JOIN total t ON t.trace_id = o.trace_id AND t.top = o.span_id
-LEFT JOIN sources ON sources.trace_id = o.trace_id AND sources.top = o.span_id
-WHERE e.trace_id = o.trace_id AND e.span_id = o.span_id AND e.created_at = o.created_at
+INSERT INTO execution_rollup ({", ".join(ROLLUP_COLUMNS)}) SELECT * FROM changed
 """
 
 
 def settle(connection: psycopg.Connection[Any], traces: list[str]) -> None:
-    """Recompute usage and cost of the executions of these traces from their steps, in the open transaction."""
+    """Recompute usage and cost of the executions of these traces from their steps, roll-up included.
+
+    In a transaction: the open one, or one of its own.
+
+    Raises:
+        psycopg.DataError: A sum is beyond what its column holds; nothing was changed.
+    """
     if traces:
-        connection.execute(_SETTLE, {"traces": traces})
+        with connection.transaction():
+            connection.execute(_LOCK)
+            connection.execute(_SETTLE.encode(), {"traces": traces})

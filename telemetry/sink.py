@@ -1,10 +1,4 @@
-"""PostgresSink: loads sealed segments into Postgres, exactly once in effect, and forgets them only then.
-
-The fast path streams a segment's bytes with COPY straight into the tables: both files, one transaction. A segment
-that was loaded before (a crash between commit and unlink) breaks the primary key; it then goes through a staging
-table and ON CONFLICT DO NOTHING, which adds nothing twice. Lines that Postgres refuses are found by halving and
-set aside, so that one bad row never holds up the rest.
-"""
+"""PostgresSink: the thread that loads sealed segments into Postgres, in batches, and forgets them only then."""
 
 from __future__ import annotations
 
@@ -14,37 +8,22 @@ import os
 import random
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable
-from datetime import UTC, date, datetime, timedelta
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from datetime import timedelta
 
 import psycopg
 from opentelemetry import context as otel_context
-from psycopg import errors, sql
 
-from .execution import EXECUTION_COLUMNS, STEP_COLUMNS
 from .fork import in_child
 from .guard import Guard
-from .settle import settle
-from .spool import EXECUTIONS, STEPS, TABLES, Segment, Spool
+from .loader import Connection, Loader, Observer, first_line
+from .spool import TABLES, Segment, Spool
 from .worker import Worker
 
-Connection = psycopg.Connection[Any]
-Observer = Callable[[str, list[bytes]], None]
+BATCH_BYTES = 8 << 20  # a batch is held in memory, and loaded again as a whole when Postgres fails in the midst of it
+BATCH_SEGMENTS = 64
 _logger = logging.getLogger("spanledger")
-_NAMES = {EXECUTIONS: "agent_executions", STEPS: "execution_steps"}
-_COLUMNS = {EXECUTIONS: EXECUTION_COLUMNS, STEPS: STEP_COLUMNS}
-_TRACE_ID, _SPAN_ID, _CREATED_AT = map(EXECUTION_COLUMNS.index, ("trace_id", "span_id", "created_at"))
 _UNAVAILABLE = (psycopg.OperationalError, psycopg.InterfaceError)
-# What is wrong with a row, not with Postgres; the last two, such as an id too long to be indexed, count as operational.
-_REFUSED = (psycopg.DataError, psycopg.IntegrityError, errors.ProgramLimitExceeded, errors.StatementTooComplex)
-_NOTHING, _KEYS = sql.SQL(""), sql.SQL(" RETURNING trace_id, span_id, created_at")
-# LIKE would need SELECT on the whole table, and our role may read keys and usage only.
-_COLUMN_TYPES = """
-    SELECT string_agg(format('%%I %%s', attname, format_type(atttypid, atttypmod)), ', ')
-    FROM pg_attribute WHERE attrelid = %s::regclass AND attnum > 0 AND NOT attisdropped
-"""
 
 
 class PostgresSink:
@@ -67,20 +46,20 @@ class PostgresSink:
         retention: timedelta = timedelta(days=35),
         observe: Observer | None = None,
     ) -> None:
-        self.stored: Counter[str] = Counter(dict.fromkeys(TABLES, 0))
-        self.duplicates: Counter[str] = Counter(dict.fromkeys(TABLES, 0))
-        self.rejected: Counter[str] = Counter(dict.fromkeys(("constraint", "data", "timestamp"), 0))
+        self._loader = Loader(spool.reject, guard, retention, observe)
+        self.stored, self.duplicates, self.rejected = (
+            self._loader.stored,
+            self._loader.duplicates,
+            self._loader.rejected,
+        )
         self.failures = 0
         self.last_success = 0.0
         self._spool = spool
         self._connect = connect
         self._guard = guard
         self._interval = interval
-        self._retention = retention
-        self._observe = observe
         self._connection: Connection | None = None
         self._inherited: Connection | None = None
-        self._staged_only = False
         self._pause = interval
         self._draining = threading.Lock()
         in_child(self._after_fork)
@@ -115,18 +94,17 @@ class PostgresSink:
         suppressed = otel_context.attach(otel_context.set_value(otel_context._SUPPRESS_INSTRUMENTATION_KEY, True))
         try:
             self._seal()
-            for segment in self._spool.ready():
+            for batch in _batches(self._spool.ready()):
                 if time.monotonic() > deadline:
                     return False
-                self._load(segment)
-                segment.remove()
+                self._load(batch)
             self._spool.look()
             self.last_success = time.time()
             return True
         except _UNAVAILABLE as error:
             self.failures += 1
             self._hang_up()
-            _logger.warning("Postgres is not taking rows, they wait in the spool: %s", _first_line(error))
+            _logger.warning("Postgres is not taking rows, they wait in the spool: %s", first_line(error))
             return False
         except Exception:
             self.failures += 1
@@ -156,80 +134,11 @@ class PostgresSink:
             with contextlib.suppress(psycopg.Error):
                 connection.close()
 
-    def _load(self, segment: Segment) -> None:
-        lines = {table: segment.read(table) for table in TABLES}
-        connection = self._connected()
-        try:
-            if self._staged_only:
-                self._load_staged(connection, lines)
-            else:
-                self._load_straight(connection, lines)
-        except errors.FeatureNotSupported:  # row-level security binds our role, and COPY will not have it
-            self._staged_only = True
-            self._load_staged(connection, lines)
-        except _REFUSED:
-            self._load_staged(connection, lines)
-
-    def _load_straight(self, connection: Connection, lines: dict[str, bytes]) -> None:
-        with connection.transaction():
-            for table, data in lines.items():
-                if data:
-                    _copy(connection, sql.Identifier(_NAMES[table]), table, data)
-            settle(connection, _late_traces(lines))
-        for table, data in lines.items():
-            self.stored[table] += data.count(b"\n")
-            if self._observe is not None:
-                self._observe(table, data.splitlines(keepends=True))
-
-    def _load_staged(self, connection: Connection, lines: dict[str, bytes]) -> None:
-        self._make_partitions(connection, lines)
-        for table, data in lines.items():
-            self._store(connection, table, data.splitlines(keepends=True))
-        try:
-            settle(connection, _late_traces(lines))
-        except psycopg.DataError:  # sums beyond what a bigint holds; the rows are stored, their totals as they came
-            self._guard.report("sink")
-
-    def _store(self, connection: Connection, table: str, lines: list[bytes]) -> None:
-        """Insert lines through a staging table; halve them until those that Postgres refuses stand alone."""
-        if not lines:
-            return
-        name, columns = _NAMES[table], sql.SQL(", ").join(map(sql.Identifier, _COLUMNS[table]))
-        staging = sql.Identifier("spanledger_staging")
-        try:
-            with connection.transaction(), connection.cursor() as cursor:
-                (types,) = cursor.execute(_COLUMN_TYPES, (name,)).fetchone() or ("",)
-                cursor.execute(sql.SQL("CREATE TEMP TABLE {} ({}) ON COMMIT DROP").format(staging, sql.SQL(types)))
-                _copy(connection, staging, table, b"".join(lines))
-                cursor.execute(
-                    sql.SQL("INSERT INTO {} ({}) SELECT {} FROM {} ON CONFLICT DO NOTHING{}").format(
-                        sql.Identifier(name), columns, columns, staging, _NOTHING if self._observe is None else _KEYS
-                    )
-                )
-                inserted = cursor.rowcount
-                new = [] if self._observe is None else _lines_of(cursor.fetchall(), lines)
-        except _REFUSED as error:
-            if len(lines) > 1:
-                middle = len(lines) // 2
-                self._store(connection, table, lines[:middle])
-                self._store(connection, table, lines[middle:])
-                return
-            reason = _reason(error)
-            self._spool.reject(table, lines[0], reason, _first_line(error))
-            self.rejected[reason] += 1
-            return
-        if self._observe is not None:
-            self._observe(table, new)
-        self.stored[table] += inserted
-        self.duplicates[table] += len(lines) - inserted
-
-    def _make_partitions(self, connection: Connection, lines: dict[str, bytes]) -> None:
-        """Make the partitions these lines need, where they are within the retention window."""
-        today = datetime.now(UTC).date()
-        for day in sorted(_days(lines)):
-            if today - self._retention <= day <= today + timedelta(days=1):
-                with contextlib.suppress(psycopg.DataError):  # further back than Postgres makes any: rows are set aside
-                    connection.execute("SELECT spanledger_ensure_partitions(%s)", (day,))
+    def _load(self, batch: list[Segment]) -> None:
+        data = {table: b"".join([segment.read(table) for segment in batch]) for table in TABLES}
+        self._loader.load(self._connected(), data)
+        for segment in batch:
+            segment.remove()
 
     def _connected(self) -> Connection:
         if self._connection is None or self._connection.closed:
@@ -238,59 +147,16 @@ class PostgresSink:
         return self._connection
 
 
-def _copy(connection: Connection, target: sql.Identifier, table: str, data: bytes) -> None:
-    columns = sql.SQL(", ").join(map(sql.Identifier, _COLUMNS[table]))
-    statement = sql.SQL("COPY {} ({}) FROM STDIN").format(target, columns)
-    with connection.cursor() as cursor, cursor.copy(statement) as copy:
-        copy.write(data)
-
-
-def _late_traces(lines: dict[str, bytes]) -> list[str]:
-    """Traces in which something ended after the execution above it: their totals are settled from the steps."""
-    traces = {
-        line.split(b"\t", _TRACE_ID + 1)[_TRACE_ID]
-        for data in lines.values()
-        if data.startswith(b"t\t") or b"\nt\t" in data
-        for line in data.splitlines()
-        if line.startswith(b"t\t")
-    }
-    return sorted(trace.decode() for trace in traces if trace.isalnum())  # else a bad row: halving finds it
-
-
-def _lines_of(keys: list[tuple[str, str, datetime]], lines: list[bytes]) -> list[bytes]:
-    """The lines with these keys, each key once: those that were not there before."""
-    new = {
-        f"{trace_id}\t{span_id}\t{created_at:%Y-%m-%d %H:%M:%S.%f}+00".encode()
-        for trace_id, span_id, created_at in keys
-    }
-    found = []
-    for line in lines:
-        columns = line.split(b"\t", _CREATED_AT + 1)
-        key = b"\t".join((columns[_TRACE_ID], columns[_SPAN_ID], columns[_CREATED_AT]))
-        if key in new:
-            new.remove(key)
-            found.append(line)
-    return found
-
-
-def _days(lines: dict[str, bytes]) -> set[date]:
-    days = set()
-    for data in lines.values():
-        for line in data.splitlines():
-            columns = line.split(b"\t", _CREATED_AT + 1)
-            if len(columns) > _CREATED_AT:
-                try:
-                    days.add(date.fromisoformat(columns[_CREATED_AT][:10].decode()))
-                except ValueError:
-                    pass  # a bad row: halving finds it
-    return days
-
-
-def _reason(error: psycopg.Error) -> str:
-    if isinstance(error, errors.CheckViolation) and error.diag.constraint_name is None:
-        return "timestamp"  # no partition, and none may be made: outside the retention window
-    return "constraint" if isinstance(error, psycopg.IntegrityError) else "data"
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n", 1)[0]
+def _batches(segments: Iterable[Segment]) -> Iterator[list[Segment]]:
+    """Consecutive segments that are loaded together: a commit costs as much for one row as for a thousand."""
+    batch: list[Segment] = []
+    size = 0
+    for segment in segments:
+        more = segment.size()
+        if batch and (size + more > BATCH_BYTES or len(batch) == BATCH_SEGMENTS):
+            yield batch
+            batch, size = [], 0
+        batch.append(segment)
+        size += more
+    if batch:
+        yield batch

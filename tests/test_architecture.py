@@ -46,7 +46,9 @@ LAYERS = {
     "execution": 1,
     "monitor": 1,
     "metrics": 2,
+    "loader": 2,
     "replay": 2,
+    "rollup": 2,
     "settle": 2,
     "sink": 2,
     "processor": 3,
@@ -65,7 +67,7 @@ DEPENDENCIES: list[set[str]] = [
 PUBLIC = {
     *("AgentMonitor", "AlwaysRecord", "Inference", "Run", "Tool", "bind", "current_run"),
     *("Content", "Drain", "Prices", "Status", "Telemetry", "configure"),
-    *("OpenRun", "cancel_run", "open_runs"),
+    *("OpenRun", "cancel_run", "open_runs", "settle"),
 }
 
 # Heavyweights, loaded by the feature that needs them; for the library also what only its extras install.

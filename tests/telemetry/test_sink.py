@@ -13,17 +13,21 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
 from psycopg import sql
+from sqlalchemy import text
 
 from app.database import Database
+from telemetry import sink as sink_module
 from telemetry import spool as spool_module
 from telemetry.caller import Caller
 from telemetry.execution import EXECUTION_COLUMNS
+from telemetry.loader import Loader
 from telemetry.spool import EXECUTIONS, STEPS, Segment, Spool
 from telemetry.usage import Usage
 from tests.conftest import Server
@@ -168,6 +172,61 @@ def test_a_crash_between_commit_and_unlink(database: Database, drained: Sink, mo
     assert drained.drain()
     assert (rows(database, EXECUTIONS), rows(database, STEPS)) == ([EXECUTION_ROW], [STEP_ROW])
     assert (drained.stored, drained.duplicates) == ({EXECUTIONS: 1, STEPS: 1}, {EXECUTIONS: 1, STEPS: 1})
+
+
+# Batches
+
+
+def commits(database: Database) -> int:
+    """Transactions that wrote executions: each row has the number of its own."""
+    with database.connect("spanledger_admin") as connection:
+        return int(connection.scalar(text("SELECT count(DISTINCT xmin::text) FROM agent_executions")) or 0)
+
+
+def put_segments(drained: Sink, *span_ids: str) -> None:
+    """A segment for each execution."""
+    for span_id in span_ids:
+        drained.put(execution(span_id))
+        drained.spool.seal()
+
+
+@pytest.mark.parametrize(
+    ("segments", "rows_of_bytes", "expected"), [(64, 1000, 1), (4, 1000, 3), (64, 3, 4), (64, 0, 10)]
+)
+def test_consecutive_segments_are_loaded_together(
+    database: Database,
+    drained: Sink,
+    monkeypatch: pytest.MonkeyPatch,
+    segments: int,
+    rows_of_bytes: int,
+    expected: int,
+) -> None:
+    monkeypatch.setattr(sink_module, "BATCH_SEGMENTS", segments)
+    monkeypatch.setattr(sink_module, "BATCH_BYTES", rows_of_bytes * len(execution().line()))
+    ids = [f"{number:016x}" for number in range(10)]
+    put_segments(drained, *ids)
+    assert drained.drain()
+    assert (span_ids(database), commits(database), drained.stored[EXECUTIONS]) == (ids, expected, 10)
+    assert drained.spool.ready() == []
+
+
+def test_a_batch_that_fails_leaves_its_segments_and_those_before_it_are_gone(
+    database: Database, drained: Sink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sink_module, "BATCH_SEGMENTS", 2)
+    load, loads = Loader.load, count(1)
+
+    def failing(loader: Loader, *arguments: Any) -> None:
+        if next(loads) == 2:
+            raise psycopg.OperationalError("gone")
+        load(loader, *arguments)
+
+    monkeypatch.setattr(Loader, "load", failing)
+    put_segments(drained, *(f"{number:016x}" for number in range(6)))
+    assert not drained.drain()
+    assert (len(span_ids(database)), len(drained.spool.ready())) == (2, 4)
+    assert drained.drain()
+    assert (len(span_ids(database)), drained.duplicates, drained.spool.ready()) == (6, NOTHING, [])
 
 
 def test_two_sinks_on_one_directory(database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -329,7 +388,7 @@ def test_a_connection_that_is_cut_between_copy_and_commit(
     with sink(tmp_path, database.sink_connection) as drained:
         drained.put(execution(), step())
         with monkeypatch.context() as patch:
-            patch.setattr("telemetry.sink.settle", settle)
+            patch.setattr("telemetry.loader.settle", settle)
             assert not drained.drain()
         assert (rows(database, EXECUTIONS), rows(database, STEPS), drained.stored) == ([], [], NOTHING)
         assert drained.drain()
