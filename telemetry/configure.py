@@ -18,6 +18,7 @@ from opentelemetry.sdk.trace.sampling import DEFAULT_ON, Decision, Sampler, Stat
 from prometheus_client import REGISTRY, CollectorRegistry
 
 from .content import Content
+from .counts import Counts
 from .crashed import crashed_line
 from .execution import Service
 from .guard import Guard
@@ -163,10 +164,13 @@ def configure(
 
         sink = PostgresSink(spool, connect, guard, interval=drain_interval, retention=retention)
         sink.start()
-    rejected = [processor.rejected] if sink is None else [processor.rejected, sink.rejected]
-    registry.register(DoorCollector(processor, spans, metrics, provider))
-    registry.register(SpoolCollector(spool, sink, guard, rejected))
-    sealer = Worker("spanledger-seal", lambda: _seal(spool, spans, guard, drain_interval), drain_interval)
+
+    def counts() -> Counts:
+        return Counts.of(processor, spans, spool, guard)
+
+    registry.register(DoorCollector(spans, metrics, provider))
+    registry.register(SpoolCollector(spool, sink, lambda: Counts.total([counts()])))
+    sealer = Worker("spanledger-seal", lambda: _seal(spool, spans, guard, counts, drain_interval), drain_interval)
     spool.wake = sealer.wake
     sealer.start()
     telemetry = Telemetry(provider, registry, metrics, spool, sink, prices, content, sealer)
@@ -175,11 +179,14 @@ def configure(
     return telemetry
 
 
-def _seal(spool: Spool, spans: OpenSpans, guard: Guard, interval: float) -> float:
+def _seal(spool: Spool, spans: OpenSpans, guard: Guard, counts: Callable[[], Counts], interval: float) -> float:
     """Commit what was written, whether Postgres is there or not: a power loss costs no more than one interval."""
     try:
-        for trace_id, span_id in spool.runs.cancelled() if spool.runs is not None else ():
-            spans.cancel(trace_id, span_id)
+        runs = spool.runs
+        if runs is not None:
+            for trace_id, span_id in runs.cancelled():
+                spans.cancel(trace_id, span_id)
+            runs.note_counts(counts().to_json())
         spool.seal()
     except OSError:
         guard.report("spool")

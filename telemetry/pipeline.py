@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from opentelemetry import trace
@@ -14,10 +14,9 @@ from prometheus_client import Metric
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from .guard import Guard
+from .counts import Counts
 from .inflight import open_runs
 from .metrics import OTHER, Metrics, label_values, where
-from .processor import ExecutionProcessor
 from .runs import OpenSpans
 from .sampling import AlwaysRecord
 from .spool import Spool
@@ -26,16 +25,12 @@ if TYPE_CHECKING:
     from .sink import PostgresSink  # psycopg is an extra
 
 Place = tuple[str, str, str]
-_PLACES = ("metrics", "monitor", "on_end", "on_start", "sink", "spool")
 
 
 class DoorCollector(Collector):
-    """What enters the processor and does not get out of it, read at each scrape."""
+    """What runs in this process, and what it is attached to: read at each scrape."""
 
-    def __init__(
-        self, processor: ExecutionProcessor, spans: OpenSpans, metrics: Metrics, provider: TracerProvider
-    ) -> None:
-        self._processor = processor
+    def __init__(self, spans: OpenSpans, metrics: Metrics, provider: TracerProvider) -> None:
         self._spans = spans
         self._metrics = metrics
         self._provider = provider
@@ -45,12 +40,7 @@ class DoorCollector(Collector):
         return ()
 
     def collect(self) -> Iterable[Metric]:
-        """One family per number; every reason is there from the first scrape."""
-        yield _counter("spanledger_rows_dropped", "Rows lost, by reason", "reason", self._processor.dropped)
-        yield CounterMetricFamily(
-            "spanledger_open_spans_evicted", "Open spans forgotten: too many never ended", self._spans.evicted
-        )
-        yield GaugeMetricFamily("spanledger_open_spans", "Spans started and not ended", len(self._spans))
+        """One family per number."""
         yield from self._in_flight()
         yield self._tracer_provider()
 
@@ -77,18 +67,15 @@ class DoorCollector(Collector):
 
 
 class SpoolCollector(Collector):
-    """What waits in the spool, what the sink stored, what was set aside: read at each scrape.
+    """What waits in the spool, what the sink stored, what was lost on the way: read at each scrape.
 
-    The parts count for themselves and know no Prometheus. `rejected` are their counts of rows set aside, by reason.
+    The parts count for themselves and know no Prometheus. `counts` tells those of every process that is observed here.
     """
 
-    def __init__(
-        self, spool: Spool, sink: PostgresSink | None, guard: Guard, rejected: Iterable[Mapping[str, int]]
-    ) -> None:
+    def __init__(self, spool: Spool, sink: PostgresSink | None, counts: Callable[[], Counts]) -> None:
         self._spool = spool
         self._sink = sink
-        self._guard = guard
-        self._rejected = tuple(rejected)
+        self._counts = counts
 
     def describe(self) -> Iterable[Metric]:
         """Nothing: a collect at registration would read parts that are not running yet."""
@@ -96,12 +83,20 @@ class SpoolCollector(Collector):
 
     def collect(self) -> Iterable[Metric]:
         """One family per number; every reason and place is there from the first scrape."""
-        errors = dict.fromkeys(_PLACES, 0) | self._guard.counts
-        yield _counter("spanledger_errors", "Errors of our own, caught at the door", "where", errors)
-        rejected: Counter[str] = Counter()
-        for counts in self._rejected:
-            rejected.update(dict(counts))  # a copy: the sink's thread adds to it
+        counts = self._counts()
+        rejected = Counter(counts.rejected)
+        rejected.update(dict(self._sink.rejected) if self._sink is not None else {})
+        yield _counter("spanledger_errors", "Errors of our own, caught at the door", "where", counts.errors)
+        yield _counter("spanledger_rows_dropped", "Rows lost, by reason", "reason", counts.dropped)
         yield _counter("spanledger_rows_rejected", "Rows set aside in rejected.ndjson", "reason", rejected)
+        for name, text, number in (
+            ("spanledger_open_spans_evicted", "Open spans forgotten: too many never ended", counts.evicted),
+            ("spanledger_runs_unrecorded", "Runs that no slot was free for", counts.unrecorded_runs),
+            ("spanledger_spool_queued_lines", "Lines that waited in memory for a slow disk", counts.queued_lines),
+            ("spanledger_spool_torn_lines", "Lines cut off by a crash, found at adoption", self._spool.torn_lines),
+        ):
+            yield CounterMetricFamily(name, text, number)
+        yield GaugeMetricFamily("spanledger_open_spans", "Spans started and not ended", counts.open_spans)
         yield from _collect_spool(self._spool)
         if self._sink is not None:
             yield from _collect_sink(self._sink)
@@ -159,12 +154,6 @@ def _collect_spool(spool: Spool) -> Iterable[Metric]:
         "spanledger_spool_oldest_age_seconds",
         "Age of the oldest sealed segment; 0 when none waits",
         max(0.0, time.time() - oldest) if oldest else 0.0,
-    )
-    yield CounterMetricFamily(
-        "spanledger_spool_queued_lines", "Lines that waited in memory because the disk stalled", spool.queued_lines
-    )
-    yield CounterMetricFamily(
-        "spanledger_spool_torn_lines", "Lines cut off by a crash, found at adoption", spool.torn_lines
     )
 
 

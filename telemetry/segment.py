@@ -18,6 +18,7 @@ from .mapped import MappedFile
 VERSION = "v1"  # of the lines; in the file name, so that a later reader can tell them from its own
 EXECUTIONS, STEPS = TABLES = ("executions", "steps")
 OPEN = ".open"
+_SEEN = "seen"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +51,16 @@ class Segment:
 
     def remove(self) -> None:
         """Forget it: its rows are stored. Executions go last, for they are what marks a segment sealed."""
-        for table in (STEPS, EXECUTIONS):
+        for table in (_SEEN, STEPS, EXECUTIONS):
             self.path(table).unlink(missing_ok=True)
+
+    def mark_seen(self) -> bool:
+        """Note on disk that its rows are observed; False where that was noted before, or it is gone."""
+        try:
+            os.close(os.open(self.path(_SEEN), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        except (FileExistsError, FileNotFoundError):
+            return False
+        return True
 
     def write(self, lines: dict[str, bytes]) -> None:
         """Make the files anew, sealed.

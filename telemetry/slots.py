@@ -6,6 +6,7 @@ written before the byte that says that a slot is taken, so a reader never sees h
     head   8 bytes   last sign of life, ns since the epoch
            4         length of the JSON that follows: pid, host, service columns
            1         some slot is asked to be cancelled
+           …         at 2048: length of the counts of the process (4 bytes), and they, as JSON
     slot   1 byte    taken
            1         asked to be cancelled, by whoever may write the file
            2 + 2     lengths of the JSON and of the input behind it
@@ -30,6 +31,7 @@ RUNS = "runs"  # the file's name
 COUNT = 2048  # a process has rarely more runs open; those beyond are not recorded, and counted
 SLOT_BYTES = 2048
 _HEAD_BYTES = 4096
+_COUNTS = 2048
 _PRESENT_BYTES = 64 << 10  # pages beyond come when they are needed: the lowest free slot is taken first
 _HEAD = struct.Struct("<QIB")
 _ASKED = 12
@@ -73,13 +75,21 @@ class Slots:
         self.unrecorded = 0
         self._file = MappedFile(path, _HEAD_BYTES + COUNT * SLOT_BYTES, present=_PRESENT_BYTES)
         self._free = list(range(COUNT - 1, -1, -1))
-        who = json.dumps([os.getpid(), socket.gethostname(), *service]).encode()[: _HEAD_BYTES - _HEAD.size]
+        who = json.dumps([os.getpid(), socket.gethostname(), *service]).encode()[: _COUNTS - _HEAD.size]
         self._file.bytes[_HEAD.size : _HEAD.size + len(who)] = who
         _HEAD.pack_into(self._file.bytes, 0, 0, len(who), 0)
 
     def beat(self, now: int) -> None:
         """Give a sign of life, at `now` in ns."""
         struct.pack_into("<Q", self._file.bytes, 0, now)
+
+    def note_counts(self, document: bytes) -> None:
+        """Keep what the process has counted; too long a one is left out."""
+        mapped, begin = self._file.bytes, _COUNTS + 4
+        if begin + len(document) <= _HEAD_BYTES:
+            struct.pack_into("<I", mapped, _COUNTS, 0)
+            mapped[begin : begin + len(document)] = document
+            struct.pack_into("<I", mapped, _COUNTS, len(document))
 
     def take(self, trace_id: bytes, span_id: bytes, started_at: int, document: bytes) -> int | None:
         """Note a run that starts; its slot, or None where none is free. `document` is the JSON list described above."""
@@ -175,6 +185,18 @@ def read(path: Path) -> list[OpenRun]:
                 )
             )
     return runs
+
+
+def read_counts(path: Path) -> bytes:
+    """What the process of this file has counted; empty where it is just writing it, or never did.
+
+    Raises:
+        OSError: The file cannot be read.
+    """
+    with path.open("rb") as file:
+        head = file.read(_HEAD_BYTES)
+    size = int.from_bytes(head[_COUNTS : _COUNTS + 4], "little")
+    return head[_COUNTS + 4 : _COUNTS + 4 + size]
 
 
 def cancel(path: Path, trace_id: str, span_id: str) -> bool:

@@ -54,6 +54,7 @@ LAYERS = {
     "processor": 3,
     "pipeline": 3,
     "configure": 3,
+    "counts": 3,
     "drain": 3,
     "__init__": 3,
 }

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import psycopg
@@ -9,6 +10,7 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, Sampler
 from prometheus_client import CollectorRegistry
 
 from telemetry import AlwaysRecord
+from telemetry.counts import Counts
 from telemetry.guard import Guard
 from telemetry.pipeline import SpoolCollector
 from telemetry.processor import DROP_REASONS
@@ -42,6 +44,7 @@ AT_REST = {
     "spanledger_spool_oldest_age_seconds": 0,
     "spanledger_spool_torn_lines_total": 0,
     "spanledger_spool_queued_lines_total": 0,
+    "spanledger_runs_unrecorded_total": 0,
     "spanledger_tracer_provider_info other AlwaysOnSampler all": 1,
 }
 
@@ -100,7 +103,7 @@ def test_rejections_of_processor_and_sink_are_one_counter(observed: Observed) ->
     sink.rejected["timestamp"] += 2
     sink.rejected["bad_row"] += 3
     registry = CollectorRegistry()
-    registry.register(SpoolCollector(spool, sink, Guard(), [{"timestamp": 1}, sink.rejected]))
+    registry.register(SpoolCollector(spool, sink, lambda: Counts.none()._replace(rejected=Counter(timestamp=1))))
     assert registry.get_sample_value("spanledger_rows_rejected_total", {"reason": "timestamp"}) == 3
     assert registry.get_sample_value("spanledger_rows_rejected_total", {"reason": "bad_row"}) == 3
 
