@@ -166,7 +166,7 @@ def configure(
         sink.start()
 
     def counts() -> Counts:
-        return Counts.of(processor, spans, spool, guard)
+        return Counts.of(processor, spans, spool, guard, metrics)
 
     registry.register(DoorCollector(spans, metrics, provider))
     registry.register(SpoolCollector(spool, sink, lambda: Counts.total([counts()])))

@@ -13,6 +13,7 @@ from prometheus_client import REGISTRY, CollectorRegistry
 
 from .counts import Counts
 from .crashed import crashed_line
+from .execution import Service
 from .guard import Guard
 from .metrics import Metrics
 from .pipeline import RunsCollector, SpoolCollector
@@ -63,7 +64,8 @@ class Drain:
 
         self.registry = REGISTRY if registry is None else registry
         self._guard = Guard()
-        self._replay = Replay(Metrics(self.registry, error_types=error_types), self._guard)
+        self._metrics = Metrics(self.registry, error_types=error_types)
+        self._replay = Replay(self._metrics, self._guard)
         self._observing = threading.Lock()
         self._seen: set[Segment] = set()
         self._living: dict[str, Counts] = {}
@@ -102,7 +104,9 @@ class Drain:
         found = {path.parent.name: path for path in self.spool.directory.glob(f"[!.]*/{RUNS}")}
         for name, path in found.items():
             with suppress(OSError, ValueError):  # just ended, or just writing it: what it said before holds
-                self._living[name] = Counts.from_json(read_counts(path))
+                counts = self._living[name] = Counts.from_json(read_counts(path))
+                for service, environment, agent in counts.agents:
+                    self._metrics.know_agent(Service(service, None, None, environment or None, None), agent)
         for name in self._living.keys() - found.keys():
             self._dead = Counts.total([self._dead, self._living.pop(name).ended()])
 

@@ -14,7 +14,7 @@ from prometheus_client import Metric
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from .counts import Counts
+from .counts import Counts, Place
 from .inflight import open_runs
 from .metrics import OTHER, Metrics, label_values, where
 from .runs import OpenSpans
@@ -23,8 +23,6 @@ from .spool import Spool
 
 if TYPE_CHECKING:
     from .sink import PostgresSink  # psycopg is an extra
-
-Place = tuple[str, str, str]
 
 
 class DoorCollector(Collector):

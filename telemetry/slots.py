@@ -30,7 +30,7 @@ from .mapped import MappedFile
 RUNS = "runs"  # the file's name
 COUNT = 2048  # a process has rarely more runs open; those beyond are not recorded, and counted
 SLOT_BYTES = 2048
-_HEAD_BYTES = 4096
+_HEAD_BYTES = 16384
 _COUNTS = 2048
 _PRESENT_BYTES = 64 << 10  # pages beyond come when they are needed: the lowest free slot is taken first
 _HEAD = struct.Struct("<QIB")
