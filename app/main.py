@@ -17,7 +17,7 @@ from app.agents import errors
 from app.data_dir import NOT_WRITABLE, DataDir
 from app.database import Database
 from app.middleware import BodyLimitMiddleware
-from app.routes import admin, ai, executions, health
+from app.routes import admin, ai, executions, health, rejected
 from app.service import DRAIN_SECONDS, Service, python_registry
 from app.settings import Settings, StartError
 from telemetry import Telemetry, configure
@@ -35,7 +35,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app = Service(settings, lifespan)
     app.add_middleware(BodyLimitMiddleware, max_bytes=settings.max_body_bytes)
     problems.install(app)
-    for router in (ai.router, admin.router, executions.router, health.router):
+    for router in (ai.router, admin.router, executions.router, rejected.router, health.router):
         app.include_router(router)
     return app
 

@@ -17,6 +17,7 @@ from .content import Content
 from .drain import Drain
 from .monitor import AgentMonitor, Inference, Run, Tool, current_run
 from .prices import Prices
+from .rejected import Rejected
 from .sampling import AlwaysRecord
 from .semconv import Status
 from .settle import settle
@@ -28,6 +29,7 @@ __all__ = [
     "Drain",
     "Inference",
     "Prices",
+    "Rejected",
     "Run",
     "Status",
     "Telemetry",

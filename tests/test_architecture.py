@@ -33,6 +33,7 @@ LAYERS = {
     "usage": 1,
     "prices": 1,
     "redact": 1,
+    "rejected": 1,
     "runs": 1,
     "sampling": 1,
     "scope": 1,
@@ -60,7 +61,7 @@ DEPENDENCIES: list[set[str]] = [
 ]
 PUBLIC = {
     *("AgentMonitor", "AlwaysRecord", "Inference", "Run", "Tool", "bind", "current_run"),
-    *("Content", "Drain", "Prices", "Status", "Telemetry", "configure", "settle"),
+    *("Content", "Drain", "Prices", "Rejected", "Status", "Telemetry", "configure", "settle"),
 }
 
 # Heavyweights, loaded by the feature that needs them; for the library also what only its extras install.
