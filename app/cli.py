@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import click
+from pydantic import SecretStr
 
 from app.settings import Settings, StartError
 
@@ -83,9 +84,11 @@ def worker(listener: int, supervisor: Path) -> None:
     """One of the processes of `run --workers`."""
     from app.main import create_app
 
+    database_url = SecretStr(sys.stdin.readline().rstrip("\n"))
     threading.Thread(target=stop_with_stdin, daemon=True).start()
     try:
-        app = create_app(Settings.load(), supervisor)
+        settings = Settings.load().model_copy(update={"database_url": database_url})
+        app = create_app(settings, supervisor)
     except StartError as error:
         fail(error)
     serve(app, socket.socket(fileno=listener))
@@ -93,7 +96,7 @@ def worker(listener: int, supervisor: Path) -> None:
 
 def stop_with_stdin() -> None:
     """The supervisor holds the other end: it ends with it."""
-    sys.stdin.buffer.read()
+    sys.stdin.read()
     os.kill(os.getpid(), signal.SIGTERM)
 
 
@@ -161,6 +164,30 @@ def check(repair: bool, as_json: bool) -> None:
         fail(error)
     click.echo(report.to_json() if as_json else report.to_text())
     sys.exit(1 if report else 0)
+
+
+@spanledger.command()
+@click.option("--reason", type=click.Choice(["timestamp", "data", "constraint"]), help="Only rows set aside for this.")
+@click.option("--dry-run", is_flag=True, help="Only count.")
+def replay_rejected(reason: str | None, dry_run: bool) -> None:
+    """Put rows that were set aside back into the spool, once their cause is gone. Exit code 1: it refused some."""
+    from telemetry import Rejected
+
+    try:
+        settings = Settings.load()
+        spool_dir = settings.spanledger_data_dir / "spool"
+        if not spool_dir.is_dir():
+            raise StartError(f"{spool_dir} does not exist; is SPANLEDGER_DATA_DIR the service's?")
+        counts = Rejected(spool_dir).put_back(reason=reason, dry_run=dry_run, max_bytes=settings.spool_max_bytes)
+    except StartError as error:
+        fail(error)
+    except OSError as error:
+        fail(StartError(f"{error.filename} cannot be used ({error.strerror}): run this as the user of the service"))
+    for what, number in sorted(counts.items()):
+        click.echo(f"{'would be ' if dry_run else ''}{what}: {number}")
+    if not counts:
+        click.echo("Nothing is set aside.")
+    sys.exit(1 if counts["refused"] else 0)
 
 
 @spanledger.command()

@@ -117,6 +117,19 @@ USER_ACTIVITY: dict[str, Any] = {
 }
 EXECUTIONS: dict[str, Any] = {"data": [_EXECUTION], "next_cursor": encode(_POSITION, "")}
 EXECUTION: dict[str, Any] = _EXECUTION | {"steps": [_STEP], "children": [], "truncated": False}
+REJECTED: dict[str, Any] = {
+    "data": [
+        {
+            "at": "2026-11-23T14:00:03.104200Z",
+            "table": "executions",
+            "reason": "data",
+            "detail": 'value "18446744073709551616" is out of range for type bigint',
+            "version": "v1",
+            **{name: _EXECUTION[name] for name in ("trace_id", "span_id", "agent_name", "created_at")},
+        }
+    ],
+    "next_cursor": "1a2b-0",
+}
 
 IN_FLIGHT: dict[str, Any] = {
     "data": [

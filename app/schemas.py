@@ -235,6 +235,27 @@ class ExecutionPage(BaseModel):
     next_cursor: str | None = Field(description="For the next page; null on the last.")
 
 
+class RejectedRow(BaseModel):
+    """A row that was set aside: why, and which it is, as far as its line tells."""
+
+    at: datetime = Field(description="When it was set aside.")
+    table: Literal["executions", "steps"]
+    reason: str = Field(description="`timestamp`, `data` or `constraint`.")
+    detail: str = Field(description="What refused it, in its own words.")
+    version: str = Field(description="Version of the line.")
+    trace_id: str | None
+    span_id: str | None
+    agent_name: str | None
+    created_at: str | None = Field(description="When it ended; as the line has it where that is no time.")
+
+
+class RejectedPage(BaseModel):
+    """The answer of `GET /api/admin/rejected`."""
+
+    data: list[RejectedRow]
+    next_cursor: str | None = Field(description="For the next page; null on the last.")
+
+
 class ExecutionDetail(Execution):
     """The answer of `GET /api/admin/executions/{trace_id}/{span_id}`."""
 

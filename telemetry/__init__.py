@@ -18,6 +18,7 @@ from .drain import Drain
 from .inflight import cancel_run, open_runs
 from .monitor import AgentMonitor, Inference, Run, Tool, current_run
 from .prices import Prices
+from .rejected import Rejected
 from .sampling import AlwaysRecord
 from .semconv import Status
 from .settle import settle
@@ -31,6 +32,7 @@ __all__ = [
     "Inference",
     "OpenRun",
     "Prices",
+    "Rejected",
     "Run",
     "Status",
     "Telemetry",

@@ -11,7 +11,7 @@ from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON, Sampler
 from prometheus_client import Metric
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, SummaryMetricFamily
 from prometheus_client.registry import Collector
 
 from .counts import Counts, Place
@@ -158,6 +158,12 @@ def _collect_spool(spool: Spool) -> Iterable[Metric]:
 def _collect_sink(sink: PostgresSink) -> Iterable[Metric]:
     yield _counter("spanledger_sink_rows_stored", "Rows stored in Postgres", "table", sink.stored)
     yield _counter("spanledger_sink_rows_duplicate", "Replayed rows that were there already", "table", sink.duplicates)
+    yield SummaryMetricFamily(
+        "spanledger_sink_batch_seconds", "How long batches took to load", sink.batches, sink.batch_seconds
+    )
+    yield GaugeMetricFamily(
+        "spanledger_sink_lag_seconds", "From the end of the newest batch's first row to its commit", sink.lag
+    )
     yield CounterMetricFamily("spanledger_sink_failures", "Attempts to drain that failed", sink.failures)
     yield GaugeMetricFamily(
         "spanledger_sink_last_success_timestamp_seconds", "When the spool was last drained", sink.last_success

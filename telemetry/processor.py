@@ -14,6 +14,7 @@ from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
 from opentelemetry.trace import SpanContext, format_span_id
 
 from . import semconv
+from .aside import set_aside
 from .content import Content
 from .execution import Execution, Identity, Service, Step
 from .guard import Guard
@@ -252,7 +253,7 @@ class ExecutionProcessor(SpanProcessor):
                 self._spool.append(table, line)
             else:
                 self.rejected["timestamp"] += 1
-                self._spool.reject(table, line, "timestamp", f"ended {age / 1e9:.0f} s ago")
+                set_aside(self._spool.directory, table, line, "timestamp", f"ended {age / 1e9:.0f} s ago")
         except SpoolError as error:
             self.dropped[error.reason] += 1
             self._guard.report("spool")

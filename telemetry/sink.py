@@ -9,11 +9,15 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from datetime import timedelta
+from datetime import datetime, timedelta
+from functools import partial
 
 import psycopg
 from opentelemetry import context as otel_context
+from psycopg import errors
 
+from .aside import set_aside
+from .execution import EXECUTION_COLUMNS
 from .fork import in_child
 from .guard import Guard
 from .loader import Connection, Loader, first_line
@@ -22,12 +26,19 @@ from .worker import Worker
 
 BATCH_BYTES = 8 << 20  # a batch is held in memory, and loaded again as a whole when Postgres fails in the midst of it
 BATCH_SEGMENTS = 64
+_QUIET = 20.0  # seconds between two log lines that say the same
+_CREATED_AT = EXECUTION_COLUMNS.index("created_at")  # of both tables
 _logger = logging.getLogger("spanledger")
-_UNAVAILABLE = (psycopg.OperationalError, psycopg.InterfaceError)
+# Also a primary that has become a standby: the next connection may find the new one.
+_UNAVAILABLE = (psycopg.OperationalError, psycopg.InterfaceError, errors.ReadOnlySqlTransaction)
+_NOT_MIGRATED = (errors.UndefinedTable, errors.UndefinedColumn, errors.UndefinedFunction)
 
 
 class PostgresSink:
     """One thread that drains the spool.
+
+    `lag` is how long the first row of the newest batch waited from its end to its commit, in seconds; `batches` and
+    `batch_seconds` are how many batches were loaded and how long that took in all.
 
     Args:
         connect: Opens a connection whose role may insert; called again after each failure.
@@ -46,12 +57,15 @@ class PostgresSink:
         retention: timedelta = timedelta(days=35),
         ready: Callable[[], list[Segment]] | None = None,
     ) -> None:
-        self._loader = Loader(spool.reject, guard, retention)
+        self._loader = Loader(partial(set_aside, spool.directory), guard, retention)
         self.stored, self.duplicates, self.rejected = (
             self._loader.stored,
             self._loader.duplicates,
             self._loader.rejected,
         )
+        self.batches = 0
+        self.batch_seconds = 0.0
+        self.lag = 0.0
         self.failures = 0
         self.last_success = 0.0
         self._spool = spool
@@ -61,7 +75,8 @@ class PostgresSink:
         self._interval = interval
         self._connection: Connection | None = None
         self._inherited: Connection | None = None
-        self._pause = interval
+        self._backoff = 0.0
+        self._warned, self._warned_at = "", 0.0
         self._draining = threading.Lock()
         in_child(self._after_fork)
         self._worker = Worker("spanledger-sink", self._work, interval)
@@ -103,14 +118,14 @@ class PostgresSink:
             self.last_success = time.time()
             return True
         except _UNAVAILABLE as error:
-            self.failures += 1
-            self._hang_up()
-            _logger.warning("Postgres is not taking rows, they wait in the spool: %s", first_line(error))
+            self._failed(f"Postgres is not taking rows, they wait in the spool: {first_line(error)}")
+            return False
+        except _NOT_MIGRATED as error:
+            self._failed(f"rows wait in the spool until `spanledger migrate` has made the schema: {first_line(error)}")
             return False
         except Exception:
-            self.failures += 1
             self._guard.report("sink")
-            self._hang_up()
+            self._failed()
             return False
         finally:
             otel_context.detach(suppressed)
@@ -118,10 +133,18 @@ class PostgresSink:
 
     def _work(self) -> float:
         if self.drain(timeout=3600.0):
-            self._pause = self._interval
-        else:
-            self._pause = min(30.0, max(1.0, self._pause * 2)) * random.uniform(0.75, 1.25)
-        return self._pause
+            self._backoff = 0.0
+            return self._interval
+        self._backoff = min(30.0, self._backoff * 2 or 1.0)
+        return self._backoff * random.uniform(0.75, 1.25)  # the sinks of an instance do not come back all at once
+
+    def _failed(self, warning: str = "") -> None:
+        self.failures += 1
+        self._hang_up()
+        now = time.monotonic()
+        if warning and (warning != self._warned or now - self._warned_at >= _QUIET):
+            self._warned, self._warned_at = warning, now
+            _logger.warning("%s", warning)
 
     def _seal(self) -> None:
         try:
@@ -137,7 +160,12 @@ class PostgresSink:
 
     def _load(self, batch: list[Segment]) -> None:
         data = {table: b"".join([segment.read(table) for segment in batch]) for table in TABLES}
+        started = time.monotonic()
         self._loader.load(self._connected(), data)
+        self.batches += 1
+        self.batch_seconds += time.monotonic() - started
+        with contextlib.suppress(ValueError):  # it was a bad row
+            self.lag = max(0.0, time.time() - _first_end(data))
         for segment in batch:
             segment.remove()
 
@@ -146,6 +174,17 @@ class PostgresSink:
             self._connection = self._connect()
             self._connection.autocommit = True
         return self._connection
+
+
+def _first_end(data: dict[str, bytes]) -> float:
+    """When the first row ended, in seconds since the epoch.
+
+    Raises:
+        ValueError: It does not say.
+    """
+    lines = [data[table][: data[table].find(b"\n")].split(b"\t") for table in TABLES if data[table]]
+    ends = [line[_CREATED_AT].decode() for line in lines if len(line) > _CREATED_AT]
+    return min(datetime.fromisoformat(end).timestamp() for end in ends)
 
 
 def _batches(segments: Iterable[Segment]) -> Iterator[list[Segment]]:

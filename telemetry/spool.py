@@ -18,9 +18,7 @@ full, lines wait in a bounded queue in memory: the caller never does.
 from __future__ import annotations
 
 import contextlib
-import errno
 import itertools
-import json
 import os
 import threading
 import time
@@ -30,15 +28,13 @@ from pathlib import Path
 
 from .fork import in_child
 from .home import Home, abandoned
-from .segment import EXECUTIONS, OPEN, STEPS, TABLES, VERSION, OpenSegment, Segment, size_of
+from .segment import EXECUTIONS, OPEN, STEPS, TABLES, VERSION, OpenSegment, Segment
 from .slots import RUNS, OpenRun, Slots, read
 
 __all__ = ["EXECUTIONS", "STEPS", "TABLES", "Segment", "Spool", "SpoolError"]
 
 SEGMENT_BYTES = 1 << 20  # of each table; a fuller segment gives way to the next
 QUEUE_BYTES = 8 << 20  # of lines that wait in memory for a disk that stalls
-REJECTED = "rejected.ndjson"
-REJECTED_BYTES = 64 << 20  # a fuller file gives way to a new one; one predecessor is kept
 _LOOK_SECONDS = 5.0  # between two looks at a full spool that others may be draining
 _STALLED_SECONDS = 0.02  # a disk that takes longer is not waited for
 _PATIENCE_SECONDS = 0.005  # with another caller, who may be reserving room on disk
@@ -295,25 +291,6 @@ class Spool:
         old.leave()
         if runs is not None and self.runs is not None:
             self.runs.take_over(runs)
-
-    def reject(self, table: str, line: bytes, reason: str, detail: str) -> None:
-        """Set a row aside that Postgres will not take; it stays readable in `rejected.ndjson`.
-
-        Raises:
-            OSError: The disk refused.
-        """
-        record = {"at": time.time(), "table": table, "reason": reason, "detail": detail}
-        text = (json.dumps({**record, "line": line.decode("utf-8", "replace")}) + "\n").encode()
-        path = self.directory / REJECTED
-        if size_of(path) > REJECTED_BYTES:
-            with contextlib.suppress(FileNotFoundError):  # another process was first
-                path.replace(path.with_suffix(".1.ndjson"))
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        try:
-            if os.write(fd, text) < len(text):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-        finally:
-            os.close(fd)
 
     def ready(self) -> list[Segment]:
         """Sealed segments, oldest first, those of dead processes included."""

@@ -23,6 +23,7 @@ OURS = {"app", "telemetry", "spanledger", "tests", "bench"}
 # A module imports its own layer and those below it, never one above.
 LAYERS = {
     "semconv": 0,
+    "aside": 0,
     "home": 0,
     "inflight": 0,
     "mapped": 0,
@@ -38,6 +39,7 @@ LAYERS = {
     "usage": 1,
     "prices": 1,
     "redact": 1,
+    "rejected": 1,
     "runs": 1,
     "sampling": 1,
     "scope": 1,
@@ -67,7 +69,7 @@ DEPENDENCIES: list[set[str]] = [
 ]
 PUBLIC = {
     *("AgentMonitor", "AlwaysRecord", "Inference", "Run", "Tool", "bind", "current_run"),
-    *("Content", "Drain", "Prices", "Status", "Telemetry", "configure"),
+    *("Content", "Drain", "Prices", "Rejected", "Status", "Telemetry", "configure"),
     *("OpenRun", "cancel_run", "open_runs", "settle"),
 }
 

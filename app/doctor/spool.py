@@ -77,7 +77,7 @@ def rejected_rows(patient: Patient) -> Finding:
     if number:
         return warn(
             f"{number} in {path}",
-            "Each line says why. Correct what makes such rows, then move the file away.",
+            "Each line says why. Correct that, then run spanledger replay-rejected, or move the file away.",
         )
     return ok("none")
 

@@ -92,6 +92,9 @@ def test_the_sinks_numbers_are_there_when_it_runs(observe: Observe) -> None:
         "spanledger_sink_rows_stored_total steps",
         "spanledger_sink_rows_duplicate_total executions",
         "spanledger_sink_rows_duplicate_total steps",
+        "spanledger_sink_batch_seconds_count",
+        "spanledger_sink_batch_seconds_sum",
+        "spanledger_sink_lag_seconds",
         "spanledger_sink_failures_total",
         "spanledger_sink_last_success_timestamp_seconds",
     }

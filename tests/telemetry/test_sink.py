@@ -363,18 +363,6 @@ def test_a_connection_that_is_cut_between_copy_and_commit(
         assert (drained.stored, drained.duplicates) == ({EXECUTIONS: 1, STEPS: 1}, NOTHING)
 
 
-def test_a_database_that_was_not_migrated_yet(server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with server.database("template0") as database, sink(tmp_path, database.sink_connection) as drained:
-        drained.put(execution())
-        assert [drained.drain(), drained.drain()] == [False, False]
-        assert (drained.failures, drained.guard.counts) == (2, {"sink": 2})
-        assert 'relation "agent_executions" does not exist' in caplog.text
-        database.migrate()
-        assert drained.drain()
-        assert rows(database, EXECUTIONS) == [EXECUTION_ROW]
-        drained.stop()
-
-
 def test_a_disk_that_will_not_commit_does_not_hold_up_rows(
     database: Database, drained: Sink, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -495,22 +483,6 @@ def test_a_drain_that_runs_out_of_time(database: Database, drained: Sink, monkey
     assert (rows(database, EXECUTIONS), len(drained.spool.ready()), drained.failures) == ([], 2, 0)
     assert drained.drain()
     assert span_ids(database) == [A1, A2]
-
-
-def test_draining_makes_no_spans_of_its_own(database: Database, drained: Sink, monkeypatch: pytest.MonkeyPatch) -> None:
-    from opentelemetry.instrumentation.utils import is_instrumentation_enabled
-
-    seen: list[bool] = []
-    remove = Segment.remove
-
-    def observed(segment: Segment) -> None:
-        seen.append(is_instrumentation_enabled())
-        remove(segment)
-
-    monkeypatch.setattr(Segment, "remove", observed)
-    drained.put(execution())
-    assert drained.drain()
-    assert (seen, is_instrumentation_enabled()) == ([False], True)
 
 
 def test_a_forked_child_has_its_own_thread_and_connection(server: Server, database: Database, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from app import openapi
 from app.database import Database
-from app.schemas import ErrorsAnswer, ExecutionDetail, ExecutionPage, MetricsAnswer, UserActivityAnswer
+from app.schemas import ErrorsAnswer, ExecutionDetail, ExecutionPage, MetricsAnswer, RejectedPage, UserActivityAnswer
 from tests.app.admin_client import TOKEN, get, service
 from tests.app.rows import NOW, Rows, as_json, writing
 
@@ -233,6 +233,7 @@ def test_openapi_documents_every_answer_with_a_valid_example() -> None:
         "/api/admin/user-activity/{user_id}": (UserActivityAnswer, openapi.USER_ACTIVITY, set()),
         "/api/admin/executions": (ExecutionPage, openapi.EXECUTIONS, {"400"}),
         "/api/admin/executions/{trace_id}/{span_id}": (ExecutionDetail, openapi.EXECUTION, {"404"}),
+        "/api/admin/rejected": (RejectedPage, openapi.REJECTED, {"400"}),
     }
     assert set(paths) == set(models)
     for path, (model, example, problems) in models.items():
