@@ -22,6 +22,7 @@ from .counts import Counts
 from .crashed import crashed_line
 from .execution import Service
 from .guard import Guard
+from .ledger import Ledger
 from .metrics import Metrics
 from .monitor import install
 from .pipeline import DoorCollector, SpoolCollector, records_all
@@ -56,6 +57,7 @@ class Telemetry:
         prices: Prices,
         content: Content,
         sealer: Worker,
+        counts: Callable[[], Counts],
     ) -> None:
         self.tracer_provider = tracer_provider
         self.registry = registry
@@ -65,6 +67,7 @@ class Telemetry:
         self.prices = prices
         self.content = content
         self._sealer = sealer
+        self._counts = counts
         self.service = Service.from_resource(tracer_provider.resource)
 
     @property
@@ -76,6 +79,10 @@ class Telemetry:
         """Export agents at 0 before their first run."""
         for name in names:
             self.metrics.know_agent(self.service, name)
+
+    def ledger(self) -> Ledger:
+        """What came in, where it is now, and whether that adds up."""
+        return Ledger.of(self._counts(), self.spool, self.sink)
 
     def flush(self, timeout: float = 10.0) -> bool:
         """Seal the spool and drain it into Postgres; True when nothing is left. Without a sink: sealed."""
@@ -173,7 +180,7 @@ def configure(
     sealer = Worker("spanledger-seal", lambda: _seal(spool, spans, guard, counts, drain_interval), drain_interval)
     spool.wake = sealer.wake
     sealer.start()
-    telemetry = Telemetry(provider, registry, metrics, spool, sink, prices, content, sealer)
+    telemetry = Telemetry(provider, registry, metrics, spool, sink, prices, content, sealer, counts)
     tracers = (provider.get_tracer(_SCOPE), unsampled.get_tracer(_SCOPE))
     install(Runtime(*tracers, spans, content, capture_content, guard, telemetry.know_agent, spool))
     return telemetry

@@ -49,6 +49,8 @@ class ExecutionProcessor(SpanProcessor):
     ) -> None:
         self.dropped: Counter[str] = Counter(dict.fromkeys(DROP_REASONS, 0))
         self.rejected: Counter[str] = Counter({"timestamp": 0})
+        # Where each execution is; `ended` is the sum of the last three.
+        self.executions: Counter[str] = Counter(started=0, ended=0, spooled=0, dropped=0, rejected=0)
         self._spool = spool
         self._metrics = metrics
         self._spans = spans
@@ -69,6 +71,7 @@ class ExecutionProcessor(SpanProcessor):
                     learned[semconv.AGENT_NAME] = opened.agent_name
                 span.set_attributes(learned)
             if opened.holds_execution:
+                self.executions["started"] += 1
                 self._metrics.know_agent(self._service_of(span.resource), opened.agent_name or semconv.UNATTRIBUTED)
                 self._record(span, attributes, opened)
         except Exception:
@@ -110,6 +113,10 @@ class ExecutionProcessor(SpanProcessor):
         opened = self._spans.pop(span.context)
         try:
             self._end_entered(span, opened)
+        except Exception:
+            if opened is not None and opened.started_at:  # an execution of which there will be no row
+                self.executions.update(("ended", "dropped"))
+            raise
         finally:  # after its row is written, or it could be lost in between
             runs = self._spool.runs
             if opened is not None and opened.slot is not None and runs is not None:
@@ -134,6 +141,8 @@ class ExecutionProcessor(SpanProcessor):
             opened.holds_execution |= operation in semconv.INFERENCE and opened.execution is None
             self._end_step(identity, operation, attributes, opened)
         if opened.holds_execution:
+            if not opened.started_at:  # it did not start here, or became an execution later
+                self.executions["started"] += 1
             self._end_execution(identity, attributes, opened)
         opened.forget()
 
@@ -165,8 +174,24 @@ class ExecutionProcessor(SpanProcessor):
         )
 
     def _end_execution(self, identity: Identity, attributes: dict[str, Any], opened: OpenSpan) -> None:
+        self.executions["ended"] += 1
+        opened.started_at = 0
+        where = "dropped"
+        try:
+            execution = self._execution(identity, attributes, opened)
+            where = self._append(EXECUTIONS, execution.line(), identity)
+        finally:
+            self.executions[where] += 1
+        try:
+            self._metrics.observe_execution(execution)
+            if identity.attributes != b"{}":
+                self._metrics.observe_items(execution, attributes)
+        except Exception:
+            self._guard.report("metrics")
+
+    def _execution(self, identity: Identity, attributes: dict[str, Any], opened: OpenSpan) -> Execution:
         own, total, late = self._spans.end_execution(opened)
-        execution = Execution(
+        return Execution(
             identity,
             opened.agent_name or semconv.UNATTRIBUTED,
             semconv.string(attributes, semconv.AGENT_VERSION),
@@ -179,13 +204,6 @@ class ExecutionProcessor(SpanProcessor):
             opened.input or self._payload(attributes, semconv.INPUT_MESSAGES),
             opened.output or self._payload(attributes, semconv.OUTPUT_MESSAGES),
         )
-        self._append(EXECUTIONS, execution.line(), identity)
-        try:
-            self._metrics.observe_execution(execution)
-            if identity.attributes != b"{}":
-                self._metrics.observe_items(execution, attributes)
-        except Exception:
-            self._guard.report("metrics")
 
     def _add_own_report(self, identity: Identity, attributes: dict[str, Any], opened: OpenSpan) -> None:
         """Usage an agent span states beyond what its descendants reported becomes a step of its own.
@@ -246,17 +264,23 @@ class ExecutionProcessor(SpanProcessor):
         except Exception:
             self._guard.report("metrics")
 
-    def _append(self, table: str, line: bytes, identity: Identity) -> None:
+    def _append(self, table: str, line: bytes, identity: Identity) -> str:
+        """Write the row, or count why not; which of `spooled`, `dropped`, `rejected` it is."""
         age = time.time_ns() - identity.end_time
         try:
             if -_FUTURE <= age <= self._retention:
                 self._spool.append(table, line)
-            else:
-                self.rejected["timestamp"] += 1
-                set_aside(self._spool.directory, table, line, "timestamp", f"ended {age / 1e9:.0f} s ago")
+                return "spooled"
+            set_aside(self._spool.directory, table, line, "timestamp", f"ended {age / 1e9:.0f} s ago")
         except SpoolError as error:
             self.dropped[error.reason] += 1
-            self._guard.report("spool")
+        except OSError:
+            self.dropped["disk_error"] += 1
+        else:
+            self.rejected["timestamp"] += 1
+            return "rejected"
+        self._guard.report("spool")
+        return "dropped"
 
     def _service_of(self, resource: Resource) -> Service:
         known, service = self._service

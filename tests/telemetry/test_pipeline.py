@@ -45,6 +45,9 @@ AT_REST = {
     "spanledger_spool_torn_lines_total": 0,
     "spanledger_spool_queued_lines_total": 0,
     "spanledger_runs_unrecorded_total": 0,
+    "spanledger_ledger_started_total": 0,
+    "spanledger_ledger_sealed_total": 0,
+    **{f"spanledger_ledger_unexplained {part}": 0 for part in ("door", "store")},
     "spanledger_tracer_provider_info other AlwaysOnSampler all": 1,
 }
 
