@@ -15,7 +15,7 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
 from opentelemetry.sdk.trace.sampling import DEFAULT_ON, Decision, Sampler, StaticSampler
-from prometheus_client import REGISTRY, CollectorRegistry
+from prometheus_client import REGISTRY, CollectorRegistry, Histogram
 
 from .content import Content
 from .counts import Counts
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger("spanledger")
 _SCOPE = "spanledger"
+_OVERHEAD_SECONDS = tuple(round(1e-5 * 2**power, 5) for power in range(15))  # 10 µs … 164 ms
 
 
 class Telemetry:
@@ -155,7 +156,15 @@ def configure(
     guard, spans = Guard(), OpenSpans()
     observe = Replay(metrics, guard).observe
     spool = Spool(spool_dir, max_bytes=spool_max_bytes, sync=spool_sync, crash=crashed_line, observe=observe)
-    processor = ExecutionProcessor(spool, metrics, spans, prices, content, guard, retention=retention.total_seconds())
+    overhead = Histogram(
+        "spanledger_overhead_seconds",
+        "How long the start and the end of an execution's span took in our processor, of one in 64",
+        buckets=_OVERHEAD_SECONDS,
+        registry=registry,
+    )
+    processor = ExecutionProcessor(
+        *(spool, metrics, spans, prices, content, guard), retention=retention.total_seconds(), overhead=overhead
+    )
     provider = _attach(processor, tracer_provider, resource, sampler, span_exporter)
     spool.prepare(Service.from_resource(provider.resource).columns)
     unsampled = TracerProvider(

@@ -12,6 +12,7 @@ from opentelemetry.context import Context
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
 from opentelemetry.trace import SpanContext, format_span_id
+from prometheus_client import Histogram
 
 from . import semconv
 from .aside import set_aside
@@ -26,6 +27,7 @@ from .usage import Usage, read_tokens
 
 DROP_REASONS = ("disk_error", "disk_stalled", "error", "spool_closed", "spool_full")
 _MOST_USD = 1_000_000  # a dearer call is a sender's mistake
+_SAMPLED = 64  # of so many executions, one is timed
 _FUTURE = 3600 * 1_000_000_000  # ns a sender's clock may be ahead
 
 
@@ -34,6 +36,7 @@ class ExecutionProcessor(SpanProcessor):
 
     Args:
         retention: How old a row may be, in seconds; older ones and those of the future are set aside.
+        overhead: Observes how long the start and the end of an execution's span took here, of one in 64.
     """
 
     def __init__(
@@ -46,6 +49,7 @@ class ExecutionProcessor(SpanProcessor):
         guard: Guard,
         *,
         retention: float,
+        overhead: Histogram,
     ) -> None:
         self.dropped: Counter[str] = Counter(dict.fromkeys(DROP_REASONS, 0))
         self.rejected: Counter[str] = Counter({"timestamp": 0})
@@ -57,11 +61,13 @@ class ExecutionProcessor(SpanProcessor):
         self._prices = prices
         self._content = content
         self._guard = guard
+        self._overhead = overhead
         self._retention = int(retention * 1e9)
         self._service: tuple[Resource | None, Service] = (None, Service("", None, None, None, None))
 
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:
         """Enter the span; under an execution it learns its agent's name and the caller's ids."""
+        began = time.perf_counter()
         try:
             attributes: dict[str, Any] = span.attributes.copy()  # type: ignore[union-attr]  # a plain dict, to read fast
             opened = self._spans.start(span.context, span.parent, attributes)
@@ -71,9 +77,11 @@ class ExecutionProcessor(SpanProcessor):
                     learned[semconv.AGENT_NAME] = opened.agent_name
                 span.set_attributes(learned)
             if opened.holds_execution:
-                self.executions["started"] += 1
+                self.executions["started"] = started = self.executions["started"] + 1
                 self._metrics.know_agent(self._service_of(span.resource), opened.agent_name or semconv.UNATTRIBUTED)
                 self._record(span, attributes, opened)
+                if started % _SAMPLED == 0:
+                    opened.overhead = time.perf_counter() - began
         except Exception:
             self._guard.report("on_start")
 
@@ -110,6 +118,7 @@ class ExecutionProcessor(SpanProcessor):
             opened.slot = runs.take(*_id_bytes(span.context), opened.started_at, orjson.dumps(document))
 
     def _end(self, span: ReadableSpan) -> None:
+        began = time.perf_counter()
         opened = self._spans.pop(span.context)
         try:
             self._end_entered(span, opened)
@@ -122,6 +131,8 @@ class ExecutionProcessor(SpanProcessor):
             if opened is not None and opened.slot is not None and runs is not None:
                 runs.release(opened.slot, *_id_bytes(span.context))
                 opened.slot = None
+            if opened is not None and opened.overhead:
+                self._overhead.observe(opened.overhead + time.perf_counter() - began)
 
     def _end_entered(self, span: ReadableSpan, opened: OpenSpan | None) -> None:
         attributes: dict[str, Any] = span.attributes.copy()  # type: ignore[union-attr]  # a plain dict, to read fast

@@ -25,7 +25,8 @@ def numbers(observed: Observed) -> dict[str, float]:
         sample.name + "".join(f" {value}" for value in sample.labels.values()): sample.value
         for family in observed.registry.collect()
         for sample in family.samples
-        if "gen_ai_agent_name" not in sample.labels and sample.name != "spanledger_label_overflow_total"
+        if "gen_ai_agent_name" not in sample.labels
+        and not sample.name.startswith(("spanledger_label_overflow", "spanledger_overhead"))
     }
 
 
