@@ -6,8 +6,11 @@ import logging
 import os
 import shlex
 import shutil
+import signal
 import socket
 import sys
+import tempfile
+import threading
 import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -44,7 +47,8 @@ def spanledger() -> None:
 
 
 @spanledger.command()
-def run() -> None:
+@click.option("--workers", type=click.IntRange(1, 64), default=1, show_default=True, help="Processes that serve.")
+def run(workers: int) -> None:
     """Run the service; its settings come from the environment and from .env."""
     from app.main import create_app
 
@@ -53,7 +57,44 @@ def run() -> None:
         app, listener = create_app(settings), listen(settings.host, settings.port)
     except StartError as error:
         fail(error)
-    serve(app, listener, welcome(settings))
+    if workers == 1:
+        serve(app, listener, welcome(settings))
+    else:
+        supervise(settings, listener, workers)
+
+
+def supervise(settings: Settings, listener: socket.socket, count: int) -> None:
+    """Serve by several processes; this one stores what they spool, and has the metrics of all."""
+    from app.drain import create_app
+    from app.workers import Workers
+
+    with tempfile.TemporaryDirectory(prefix="spanledger-") as directory:  # a short path: a socket's is limited
+        path = Path(directory) / "supervisor"
+        with socket.socket(socket.AF_UNIX) as private:
+            private.bind(str(path))
+            app = create_app(settings, Workers(count, listener), path)
+            serve(app, private, welcome(settings), access_log=False)  # the workers log who asks
+
+
+@spanledger.command(hidden=True)
+@click.argument("listener", type=int)
+@click.argument("supervisor", type=click.Path(path_type=Path))
+def worker(listener: int, supervisor: Path) -> None:
+    """One of the processes of `run --workers`."""
+    from app.main import create_app
+
+    threading.Thread(target=stop_with_stdin, daemon=True).start()
+    try:
+        app = create_app(Settings.load(), supervisor)
+    except StartError as error:
+        fail(error)
+    serve(app, socket.socket(fileno=listener))
+
+
+def stop_with_stdin() -> None:
+    """The supervisor holds the other end: it ends with it."""
+    sys.stdin.buffer.read()
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 @spanledger.command()
@@ -126,7 +167,7 @@ def check(repair: bool, as_json: bool) -> None:
 @click.option("--reason", type=click.Choice(["timestamp", "data", "constraint"]), help="Only rows set aside for this.")
 @click.option("--dry-run", is_flag=True, help="Only count.")
 def replay_rejected(reason: str | None, dry_run: bool) -> None:
-    """Put rows that were set aside back into the spool, once their cause is gone. Exit code 1: it refused some."""
+    """Put rows that were set aside back into the spool, once their cause is gone."""
     from telemetry import Rejected
 
     try:
@@ -134,16 +175,15 @@ def replay_rejected(reason: str | None, dry_run: bool) -> None:
         spool_dir = settings.spanledger_data_dir / "spool"
         if not spool_dir.is_dir():
             raise StartError(f"{spool_dir} does not exist; is SPANLEDGER_DATA_DIR the service's?")
-        counts = Rejected(spool_dir).put_back(reason=reason, dry_run=dry_run, max_bytes=settings.spool_max_bytes)
+        counts = Rejected(spool_dir).put_back(reason=reason, dry_run=dry_run)
     except StartError as error:
         fail(error)
     except OSError as error:
-        fail(StartError(f"{error.filename} cannot be used ({error.strerror}): run this as the user of the service"))
+        fail(StartError(f"{error.filename} cannot be used ({error.strerror})"))
     for what, number in sorted(counts.items()):
         click.echo(f"{'would be ' if dry_run else ''}{what}: {number}")
     if not counts:
         click.echo("Nothing is set aside.")
-    sys.exit(1 if counts["refused"] else 0)
 
 
 @spanledger.command()
@@ -199,14 +239,14 @@ def listen(host: str, port: int) -> socket.socket:
         ) from None
 
 
-def serve(app: FastAPI, listener: socket.socket, ready: str) -> None:
+def serve(app: FastAPI, listener: socket.socket, ready: str | None = None, *, access_log: bool = True) -> None:
     """Serve until a signal, then drain and stop; `ready` is printed once it answers."""
     import uvicorn
 
     class Server(uvicorn.Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
-            if self.started:
+            if self.started and ready is not None:
                 click.echo(ready)
 
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)  # ours says the same
@@ -218,6 +258,7 @@ def serve(app: FastAPI, listener: socket.socket, ready: str) -> None:
         lifespan="on",
         log_config=None,
         timeout_graceful_shutdown=GRACE_SECONDS,
+        access_log=access_log,
     )
     try:
         Server(config).run([listener])

@@ -11,7 +11,10 @@ from opentelemetry import trace
 
 from telemetry import Content, bind
 
-NOISY = ("alembic.runtime.plugins",)
+NOISY = (
+    "httpx",
+    "alembic.runtime.plugins",
+)
 """Loggers heard from `warning` on only."""
 LINE_BYTES = 1 << 16
 """A longer line is shortened, and stays JSON."""

@@ -5,26 +5,31 @@ from __future__ import annotations
 import asyncio
 import gc
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, cast
 
+import psycopg
 from fastapi import FastAPI
 
 from app import logs, problems, tracing, upkeep
 from app.agents import errors
 from app.data_dir import NOT_WRITABLE, DataDir
-from app.database import Database
 from app.middleware import BodyLimitMiddleware
-from app.routes import admin, ai, executions, health, rejected
+from app.routes import admin, ai, executions, health, inflight, rejected
 from app.service import DRAIN_SECONDS, Service, python_registry
 from app.settings import Settings, StartError
 from telemetry import Telemetry, configure
 
+Connect = Callable[[], psycopg.Connection[Any]]
 
-def create_app(settings: Settings | None = None) -> FastAPI:
+
+def create_app(settings: Settings | None = None, supervisor: Path | None = None) -> FastAPI:
     """The service, not yet started; without `settings` those of the environment.
+
+    With `supervisor`, the socket of one, it is a worker: it spools, and the supervisor stores and has the metrics.
 
     Raises:
         SettingsError: A setting is wrong.
@@ -33,9 +38,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     settings.refuse_strangers()
     logs.install(settings.log_level, settings.redact_patterns)
     app = Service(settings, lifespan)
+    app.state.supervisor = supervisor
     app.add_middleware(BodyLimitMiddleware, max_bytes=settings.max_body_bytes)
     problems.install(app)
-    for router in (ai.router, admin.router, executions.router, rejected.router, health.router):
+    for router in (ai.router, admin.router, executions.router, inflight.router, rejected.router, health.router):
         app.include_router(router)
     return app
 
@@ -46,11 +52,14 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     service = cast(Service, app)
     settings: Settings = app.state.settings
     async with AsyncExitStack() as stack:
-        directory = DataDir(settings.spanledger_data_dir).acquire()
-        stack.callback(directory.release)
+        directory = DataDir(settings.spanledger_data_dir)
+        if app.state.supervisor is None:
+            directory.acquire()
+            stack.callback(directory.release)
         app.state.admin_tokens = settings.admin_tokens() or (directory.admin_token(),)
         database = app.state.database = await upkeep.open_database(app, directory, stack)
-        telemetry = app.state.telemetry = _open_telemetry(settings, directory, database)
+        sink = database.sink_connection if app.state.supervisor is None else None
+        telemetry = app.state.telemetry = _open_telemetry(settings, directory, sink)
         stack.push_async_callback(asyncio.to_thread, telemetry.shutdown, DRAIN_SECONDS)
         stack.enter_context(tracing.server_spans(app, telemetry.tracer_provider))
         stack.push_async_callback(service.drained)
@@ -60,17 +69,18 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
 
 
-def _open_telemetry(settings: Settings, directory: DataDir, database: Database) -> Telemetry:
+def _open_telemetry(settings: Settings, directory: DataDir, connect: Connect | None) -> Telemetry:
     spool_dir = directory.path / "spool"
     try:
         return configure(
             spool_dir=spool_dir,
-            connect=database.sink_connection,
+            connect=connect,
             registry=python_registry(),
             resource=tracing.resource(settings),
             sampler=tracing.sampler(settings),
             span_exporter=tracing.exporter(settings),
             spool_max_bytes=settings.spool_max_bytes,
+            spool_sync=settings.spool_sync,
             payload_max_bytes=settings.payload_max_bytes,
             redact=settings.redact_patterns,
             capture_content=settings.capture_content(),

@@ -131,10 +131,30 @@ REJECTED: dict[str, Any] = {
     "next_cursor": "1a2b-0",
 }
 
+IN_FLIGHT: dict[str, Any] = {
+    "data": [
+        {
+            name: SUMMARY[name]
+            for name in ("trace_id", "span_id", "parent_agent_span_id", "is_root", "agent_name", "service_name")
+        }
+        | {name: SUMMARY[name] for name in ("environment", "user_id", "session_id", "request_id", "input_data")}
+        | {"started_at": "2026-11-23T13:58:02.249500Z", "age_seconds": 118.204, "stuck": False}
+        | {"cancel_requested": False, "instance_id": "host-1", "host": "host", "pid": 4711}
+        | {"seen_at": "2026-11-23T14:00:00.012345Z"}
+    ],
+    "count": 1,
+    "stuck": 0,
+}
+CANCELLATION: dict[str, Any] = {
+    "status": "cancel requested",
+    "trace_id": SUMMARY["trace_id"],
+    "span_id": SUMMARY["span_id"],
+}
+
 _PROBLEMS = {
     400: "The cursor does not belong to this list.",
     403: "An admin token is needed.",
-    404: "No such execution is stored.",
+    404: "No such execution is stored, or runs.",
     422: "query.limit: Input should be less than or equal to 500",
     503: "The database cannot be read now.",
 }
@@ -151,9 +171,9 @@ _PROBLEM_SCHEMA = {
 }
 
 
-def responses(example: dict[str, Any], *problems: int) -> dict[int | str, dict[str, Any]]:
+def responses(example: dict[str, Any], *problems: int, success: int = 200) -> dict[int | str, dict[str, Any]]:
     """The `responses` of a route: its answer, and the problems that it, or every admin route, can have."""
-    answers: dict[int | str, dict[str, Any]] = {200: {"content": {"application/json": {"example": example}}}}
+    answers: dict[int | str, dict[str, Any]] = {success: {"content": {"application/json": {"example": example}}}}
     return answers | {status: _problem(status) for status in sorted({*problems, 403, 422, 503})}
 
 

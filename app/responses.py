@@ -20,10 +20,9 @@ class ExactJSON(Response):
 
     media_type = "application/json"
 
-    def __init__(self, content: object) -> None:
-        super().__init__(
-            orjson.dumps(content, default=_default, option=orjson.OPT_PASSTHROUGH_DATETIME), headers=NO_STORE
-        )
+    def __init__(self, content: object, status_code: int = 200) -> None:
+        text = orjson.dumps(content, default=_default, option=orjson.OPT_PASSTHROUGH_DATETIME)
+        super().__init__(text, status_code, NO_STORE)
 
 
 def stored_json(text: str | None) -> object:

@@ -264,3 +264,35 @@ class ExecutionDetail(Execution):
         description="Executions it called, in order of their start, the first 1000."
     )
     truncated: bool = Field(description="There are more steps or children than shown.")
+
+
+class OpenExecution(BaseModel):
+    """An execution that runs now."""
+
+    trace_id: str
+    span_id: str
+    parent_agent_span_id: str | None
+    is_root: bool
+    agent_name: str
+    started_at: datetime
+    age_seconds: float
+    stuck: bool = Field(description="It has run for longer than STUCK_AFTER_SECONDS.")
+    cancel_requested: bool = Field(description="Somebody asked it to end, and its process has not seen that yet.")
+    user_id: str | None
+    session_id: str | None
+    request_id: str | None
+    service_name: str
+    environment: str | None
+    instance_id: str | None
+    host: str
+    pid: int
+    seen_at: datetime = Field(description="When its process last gave a sign of life.")
+    input_data: Any = Field(description="Redacted; null also where it is longer than about 1.9 KB.")
+
+
+class InFlightAnswer(BaseModel):
+    """The answer of `GET /api/admin/in-flight`."""
+
+    data: list[OpenExecution] = Field(description="The oldest first.")
+    count: int = Field(description="Length of `data`.")
+    stuck: int = Field(description="How many of them are stuck.")

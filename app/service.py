@@ -45,8 +45,8 @@ class Service(FastAPI):
         self.in_flight += 1
         try:
             await self._door(scope, receive, send)
-        except asyncio.CancelledError:  # by the server, at the end of its patience; a traceback tells nothing more
-            logger.warning("cut off by the shutdown: %s", scope["path"])
+        except asyncio.CancelledError:  # by an admin, or by the server at the end of its patience
+            logger.warning("cut off: %s", scope["path"])
         except Exception:
             if not scope.get("spanledger.logged"):  # by `problems`: once is enough
                 raise

@@ -189,6 +189,11 @@ class Settings(BaseSettings):
         ge=1 << 20,
         description="Most bytes waiting for Postgres on disk; the newest beyond are dropped.",
     )
+    spool_sync: bool = Field(
+        default=True,
+        description="Commit rows to disk about once a second. `false`: the kernel does, within half a minute; "
+        "only loss of power tells the difference.",
+    )
     payload_max_bytes: int = Field(
         default=8192, ge=0, le=1 << 20, description="Longest input and longest output kept of one run, in bytes each."
     )
@@ -200,6 +205,9 @@ class Settings(BaseSettings):
     )
     agent_timeout_seconds: float = Field(
         default=120.0, gt=0, le=3600, description="Longest run of one agent, in seconds; then it is a `timeout`."
+    )
+    stuck_after_seconds: float = Field(
+        default=900.0, gt=0, description="Runs that are open for longer are shown as stuck."
     )
     max_body_bytes: int = Field(
         default=1 << 20, ge=1024, le=64 << 20, description="Largest request body, in bytes; 413 beyond."

@@ -11,7 +11,7 @@ SERVICE = 'service_name="$service_name"'
 AGENT = f'{SERVICE},gen_ai_agent_name=~"$agent"'
 COUNTED = 'status=~"success|failure|timeout|crashed"'
 FAILED = 'status=~"failure|timeout|crashed"'
-ROWS = "FROM grafana_executions WHERE service_name = '$service_name'"
+ROWS = "FROM grafana_executions WHERE service_name = ${service_name:sqlstring}"
 ENDED = "status IN ('success', 'failure', 'timeout', 'crashed')"
 LAST_DAY = f"{ROWS} AND created_at > now() - interval '24 hours'"
 SEND = "No requests yet: send one"
@@ -53,10 +53,12 @@ def _numbers(board: dashboard.Dashboard) -> None:
     for panel in (
         stat_panel("Requests", "Requests that ended, per minute.", "reqpm", SEND, promql(f"60 * {requests}")),
         stat_panel(
-            "Success rate", "Share of the requests that succeeded.", "percentunit", SEND, now(f"{success} / {ended}")
+            "Success rate", "Share of the requests that succeeded.", "percentunit", SEND,
+            now(f"{success} / ({ended} > 0)"),
         ).thresholds(thresholds((None, "failure"), (0.95, "timeout"), (0.99, "success"))),
         stat_panel(
-            "Duration, p95", "95 of 100 executions were faster.", "s", SEND, now(f"histogram_quantile(0.95, {slow})")
+            "Duration, p95", "95 of 100 executions were faster.", "s", SEND,
+            now(f"histogram_quantile(0.95, {slow}) > 0"),
         ),
         stat_panel(
             "Cost, 24 h", "Known cost of the last 24 hours.", "currencyUSD", STORED,

@@ -15,12 +15,14 @@ from .caller import bind
 from .configure import Telemetry, configure
 from .content import Content
 from .drain import Drain
+from .inflight import cancel_run, open_runs
 from .monitor import AgentMonitor, Inference, Run, Tool, current_run
 from .prices import Prices
 from .rejected import Rejected
 from .sampling import AlwaysRecord
 from .semconv import Status
 from .settle import settle
+from .slots import OpenRun
 
 __all__ = [
     "AgentMonitor",
@@ -28,6 +30,7 @@ __all__ = [
     "Content",
     "Drain",
     "Inference",
+    "OpenRun",
     "Prices",
     "Rejected",
     "Run",
@@ -35,7 +38,9 @@ __all__ = [
     "Telemetry",
     "Tool",
     "bind",
+    "cancel_run",
     "configure",
     "current_run",
+    "open_runs",
     "settle",
 ]

@@ -18,6 +18,8 @@ from opentelemetry.sdk.trace.sampling import DEFAULT_ON, Decision, Sampler, Stat
 from prometheus_client import REGISTRY, CollectorRegistry
 
 from .content import Content
+from .counts import Counts
+from .crashed import crashed_line
 from .execution import Service
 from .guard import Guard
 from .metrics import Metrics
@@ -25,6 +27,7 @@ from .monitor import install
 from .pipeline import DoorCollector, SpoolCollector, records_all
 from .prices import Prices
 from .processor import ExecutionProcessor
+from .replay import Replay
 from .runs import OpenSpans
 from .sampling import AlwaysRecord
 from .scope import Runtime
@@ -103,6 +106,7 @@ def configure(
     span_exporter: SpanExporter | None = None,
     sampler: Sampler | None = None,
     spool_max_bytes: int = 1 << 30,
+    spool_sync: bool = True,
     payload_max_bytes: int = 8192,
     redact: Iterable[str] = (),
     capture_content: bool = False,
@@ -122,6 +126,8 @@ def configure(
         connect: Opens a psycopg connection to Postgres; None only spools.
         registry: Where metrics are registered; default: the process' own.
         spool_max_bytes: Bound on the spool; beyond it the newest rows are dropped, and counted.
+        spool_sync: Commit to disk each second what was written. Without, loss of power costs what the kernel has
+            not written by itself, about half a minute; a killed process loses nothing either way.
         payload_max_bytes: Bound on input and output of an execution, each.
         redact: Regexes over the JSON of payloads, beside the built-in ones.
         capture_content: Put payloads on exported spans too.
@@ -138,11 +144,13 @@ def configure(
     registry = REGISTRY if registry is None else registry
     content = Content(payload_max_bytes, redact)
     metrics = Metrics(registry, error_types=error_types)
-    spool = Spool(spool_dir, max_bytes=spool_max_bytes)
     prices = prices or Prices()
     guard, spans = Guard(), OpenSpans()
+    observe = Replay(metrics, guard).observe
+    spool = Spool(spool_dir, max_bytes=spool_max_bytes, sync=spool_sync, crash=crashed_line, observe=observe)
     processor = ExecutionProcessor(spool, metrics, spans, prices, content, guard, retention=retention.total_seconds())
     provider = _attach(processor, tracer_provider, resource, sampler, span_exporter)
+    spool.prepare(Service.from_resource(provider.resource).columns)
     unsampled = TracerProvider(
         sampler=StaticSampler(Decision.RECORD_ONLY),
         resource=provider.resource,
@@ -156,20 +164,29 @@ def configure(
 
         sink = PostgresSink(spool, connect, guard, interval=drain_interval, retention=retention)
         sink.start()
-    rejected = [processor.rejected] if sink is None else [processor.rejected, sink.rejected]
-    registry.register(DoorCollector(processor, spans, metrics, provider))
-    registry.register(SpoolCollector(spool, sink, guard, rejected))
-    sealer = Worker("spanledger-seal", lambda: _seal(spool, guard, drain_interval), drain_interval)
+
+    def counts() -> Counts:
+        return Counts.of(processor, spans, spool, guard, metrics)
+
+    registry.register(DoorCollector(spans, metrics, provider))
+    registry.register(SpoolCollector(spool, sink, lambda: Counts.total([counts()])))
+    sealer = Worker("spanledger-seal", lambda: _seal(spool, spans, guard, counts, drain_interval), drain_interval)
+    spool.wake = sealer.wake
     sealer.start()
     telemetry = Telemetry(provider, registry, metrics, spool, sink, prices, content, sealer)
     tracers = (provider.get_tracer(_SCOPE), unsampled.get_tracer(_SCOPE))
-    install(Runtime(*tracers, spans, content, capture_content, guard, telemetry.know_agent))
+    install(Runtime(*tracers, spans, content, capture_content, guard, telemetry.know_agent, spool))
     return telemetry
 
 
-def _seal(spool: Spool, guard: Guard, interval: float) -> float:
+def _seal(spool: Spool, spans: OpenSpans, guard: Guard, counts: Callable[[], Counts], interval: float) -> float:
     """Commit what was written, whether Postgres is there or not: a power loss costs no more than one interval."""
     try:
+        runs = spool.runs
+        if runs is not None:
+            for trace_id, span_id in runs.cancelled():
+                spans.cancel(trace_id, span_id)
+            runs.note_counts(counts().to_json())
         spool.seal()
     except OSError:
         guard.report("spool")

@@ -24,7 +24,6 @@ from .settle import settle
 from .spool import EXECUTIONS, STEPS, TABLES
 
 Connection = psycopg.Connection[Any]
-Observer = Callable[[str, list[bytes]], None]
 Reject = Callable[[str, bytes, str, str], None]
 _NAMES = {EXECUTIONS: "agent_executions", STEPS: "execution_steps"}
 _COLUMNS = {EXECUTIONS: EXECUTION_COLUMNS, STEPS: STEP_COLUMNS}
@@ -46,17 +45,15 @@ class Loader:
     Args:
         reject: Sets a line aside: table, line, reason, detail.
         retention: How old a row may be; no partition is made for an older one.
-        observe: Told the table and the lines that were stored and had not been before; must not raise.
     """
 
-    def __init__(self, reject: Reject, guard: Guard, retention: timedelta, observe: Observer | None = None) -> None:
+    def __init__(self, reject: Reject, guard: Guard, retention: timedelta) -> None:
         self.stored: Counter[str] = Counter(dict.fromkeys(TABLES, 0))
         self.duplicates: Counter[str] = Counter(dict.fromkeys(TABLES, 0))
         self.rejected: Counter[str] = Counter(dict.fromkeys(("constraint", "data", "timestamp"), 0))
         self._reject = reject
         self._guard = guard
         self._retention = retention
-        self._observe = observe
         self._staged_only = False
 
     def load(self, connection: Connection, data: dict[str, bytes]) -> None:
@@ -85,7 +82,7 @@ class Loader:
             rollup.add(connection, lines[EXECUTIONS])
             settle(connection, _late_traces(lines))
         for table in TABLES:
-            self._count(table, lines[table], len(lines[table]))
+            self._count(table, len(lines[table]), len(lines[table]))
 
     def _load_staged(self, connection: Connection, lines: dict[str, list[bytes]]) -> None:
         self._make_partitions(connection, lines)
@@ -115,13 +112,11 @@ class Loader:
             self._reject(table, lines[0], reason, first_line(error))
             self.rejected[reason] += 1
             return
-        self._count(table, new, len(lines))
+        self._count(table, len(new), len(lines))
 
-    def _count(self, table: str, new: list[bytes], all_lines: int) -> None:
-        self.stored[table] += len(new)
-        self.duplicates[table] += all_lines - len(new)
-        if self._observe is not None:
-            self._observe(table, new)
+    def _count(self, table: str, new: int, all_lines: int) -> None:
+        self.stored[table] += new
+        self.duplicates[table] += all_lines - new
 
     def _make_partitions(self, connection: Connection, lines: dict[str, list[bytes]]) -> None:
         """Make the partitions these lines need, where they are within the retention window."""

@@ -35,7 +35,15 @@ ERROR_TYPES = frozenset(
     | {"BadRequestError", "ConflictError", "InternalServerError", "NotFoundError", "OverloadedError"}
     | {"PermissionDeniedError", "RateLimitError", "UnprocessableEntityError", "ValidationError"}
     | {"rate_limit_exceeded", "invalid_request_error", "server_error", "content_filter", "timeout"}
-    | {"CancelledError", "JSONDecodeError", "ReadTimeout", "ConnectTimeout", "ConnectError", "run_limit"}
+    | {
+        "CancelledError",
+        "JSONDecodeError",
+        "ReadTimeout",
+        "ConnectTimeout",
+        "ConnectError",
+        "run_limit",
+        "process_died",
+    }
 )
 
 M = TypeVar("M", bound=Counter | Histogram)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from collections.abc import Callable
 from decimal import Decimal
 from typing import Any, TypeVar
@@ -89,6 +91,8 @@ class Run(Scope):
         super().__init__(runtime, f"invoke_agent {agent}", SpanKind.INTERNAL, attributes)
         self._input = payload
         self._items: dict[str, int] = {}
+        self._task: asyncio.Task[Any] | None = None
+        self.cancel_requested = False
         self.output: Any = _UNSET
 
     @property
@@ -134,6 +138,18 @@ class Run(Scope):
         self._items[kind] = self._items.get(kind, 0) + count
         self.set_attribute(f"{semconv.ITEMS_PREFIX}{kind}", self._items[kind])
 
+    def cancel(self) -> None:
+        """Ask the run to end, from any thread. The task it was started in is cancelled; code that runs in none has to
+        look at `cancel_requested`."""
+        self.cancel_requested = True
+        if self._task is not None:
+            with contextlib.suppress(RuntimeError):  # its loop is closed
+                self._task.get_loop().call_soon_threadsafe(self._cancel_task)
+
+    def _cancel_task(self) -> None:
+        if self._task is not None and self._opened is not None and self._opened.run is self:  # it has not ended
+            self._task.cancel()
+
     def returned(self, result: Any) -> None:
         """Take the function's result as output, unless it has set one."""
         if self.output is _UNSET:
@@ -152,9 +168,15 @@ class Run(Scope):
         return scope
 
     def _begin(self, runtime: Runtime) -> None:
-        if self._opened is not None:
-            self._opened.run = self
-            self._opened.input = runtime.content.encode(self._input)
+        opened = self._opened
+        if opened is None:
+            return
+        opened.run = self
+        opened.input = runtime.content.encode(self._input)
+        loop = asyncio.events._get_running_loop()
+        self._task = None if loop is None else asyncio.current_task(loop)
+        if opened.slot is not None and opened.input is not None and runtime.spool.runs is not None:
+            runtime.spool.runs.note_input(opened.slot, opened.input)
 
     def _finish(self, runtime: Runtime, span: Span) -> None:
         opened = self._opened

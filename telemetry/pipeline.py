@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from opentelemetry import trace
@@ -14,9 +14,9 @@ from prometheus_client import Metric
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, SummaryMetricFamily
 from prometheus_client.registry import Collector
 
-from .guard import Guard
+from .counts import Counts, Place
+from .inflight import open_runs
 from .metrics import OTHER, Metrics, label_values, where
-from .processor import ExecutionProcessor
 from .runs import OpenSpans
 from .sampling import AlwaysRecord
 from .spool import Spool
@@ -24,16 +24,11 @@ from .spool import Spool
 if TYPE_CHECKING:
     from .sink import PostgresSink  # psycopg is an extra
 
-_PLACES = ("metrics", "monitor", "on_end", "on_start", "sink", "spool")
-
 
 class DoorCollector(Collector):
-    """What enters the processor and does not get out of it, read at each scrape."""
+    """What runs in this process, and what it is attached to: read at each scrape."""
 
-    def __init__(
-        self, processor: ExecutionProcessor, spans: OpenSpans, metrics: Metrics, provider: TracerProvider
-    ) -> None:
-        self._processor = processor
+    def __init__(self, spans: OpenSpans, metrics: Metrics, provider: TracerProvider) -> None:
         self._spans = spans
         self._metrics = metrics
         self._provider = provider
@@ -43,28 +38,18 @@ class DoorCollector(Collector):
         return ()
 
     def collect(self) -> Iterable[Metric]:
-        """One family per number; every reason is there from the first scrape."""
-        yield _counter("spanledger_rows_dropped", "Rows lost, by reason", "reason", self._processor.dropped)
-        yield CounterMetricFamily(
-            "spanledger_open_spans_evicted", "Open spans forgotten: too many never ended", self._spans.evicted
-        )
-        yield GaugeMetricFamily("spanledger_open_spans", "Spans started and not ended", len(self._spans))
-        yield self._in_flight()
+        """One family per number."""
+        yield from self._in_flight()
         yield self._tracer_provider()
 
-    def _in_flight(self) -> Metric:
-        """Counted when somebody asks: keeping a gauge up to date would cost every execution a tenth of its price."""
-        family = GaugeMetricFamily(
-            "spanledger_executions_in_flight",
-            "Executions that have started and not ended",
-            labels=["service_name", "deployment_environment_name", "gen_ai_agent_name"],
+    def _in_flight(self) -> Iterable[Metric]:
+        """Counted when somebody asks: keeping gauges up to date would cost every execution a tenth of its price."""
+        agents = ((*where(service), agent) for service, agent in sorted(self._metrics.agents, key=str))
+        known = {place[2]: place for place in agents}  # a process has one service
+        other = (OTHER, OTHER, OTHER)
+        return in_flight(
+            known.values(), ((known.get(agent, other), started_at) for agent, started_at in self._spans.executions())
         )
-        running = self._spans.executions()
-        for service, agent in sorted(self._metrics.agents, key=str):
-            family.add_metric(label_values(*where(service), agent), running.pop(agent, 0))
-        if running:
-            family.add_metric([OTHER, OTHER, OTHER], running.total())
-        return family
 
     def _tracer_provider(self) -> Metric:
         """What we are attached to now: a host may set another provider after us, and then its spans pass us by."""
@@ -80,18 +65,15 @@ class DoorCollector(Collector):
 
 
 class SpoolCollector(Collector):
-    """What waits in the spool, what the sink stored, what was set aside: read at each scrape.
+    """What waits in the spool, what the sink stored, what was lost on the way: read at each scrape.
 
-    The parts count for themselves and know no Prometheus. `rejected` are their counts of rows set aside, by reason.
+    The parts count for themselves and know no Prometheus. `counts` tells those of every process that is observed here.
     """
 
-    def __init__(
-        self, spool: Spool, sink: PostgresSink | None, guard: Guard, rejected: Iterable[Mapping[str, int]]
-    ) -> None:
+    def __init__(self, spool: Spool, sink: PostgresSink | None, counts: Callable[[], Counts]) -> None:
         self._spool = spool
         self._sink = sink
-        self._guard = guard
-        self._rejected = tuple(rejected)
+        self._counts = counts
 
     def describe(self) -> Iterable[Metric]:
         """Nothing: a collect at registration would read parts that are not running yet."""
@@ -99,15 +81,61 @@ class SpoolCollector(Collector):
 
     def collect(self) -> Iterable[Metric]:
         """One family per number; every reason and place is there from the first scrape."""
-        errors = dict.fromkeys(_PLACES, 0) | self._guard.counts
-        yield _counter("spanledger_errors", "Errors of our own, caught at the door", "where", errors)
-        rejected: Counter[str] = Counter()
-        for counts in self._rejected:
-            rejected.update(dict(counts))  # a copy: the sink's thread adds to it
+        counts = self._counts()
+        rejected = Counter(counts.rejected)
+        rejected.update(dict(self._sink.rejected) if self._sink is not None else {})
+        yield _counter("spanledger_errors", "Errors of our own, caught at the door", "where", counts.errors)
+        yield _counter("spanledger_rows_dropped", "Rows lost, by reason", "reason", counts.dropped)
         yield _counter("spanledger_rows_rejected", "Rows set aside in rejected.ndjson", "reason", rejected)
+        for name, text, number in (
+            ("spanledger_open_spans_evicted", "Open spans forgotten: too many never ended", counts.evicted),
+            ("spanledger_runs_unrecorded", "Runs that no slot was free for", counts.unrecorded_runs),
+            ("spanledger_spool_queued_lines", "Lines that waited in memory for a slow disk", counts.queued_lines),
+            ("spanledger_spool_torn_lines", "Lines cut off by a crash, found at adoption", self._spool.torn_lines),
+        ):
+            yield CounterMetricFamily(name, text, number)
+        yield GaugeMetricFamily("spanledger_open_spans", "Spans started and not ended", counts.open_spans)
         yield from _collect_spool(self._spool)
         if self._sink is not None:
             yield from _collect_sink(self._sink)
+
+
+class RunsCollector(Collector):
+    """What runs in the living processes of a spool directory."""
+
+    def __init__(self, spool: Spool) -> None:
+        self._spool = spool
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing: a collect at registration would read parts that are not running yet."""
+        return ()
+
+    def collect(self) -> Iterable[Metric]:
+        """Read from their files."""
+        runs = open_runs(self._spool.directory)
+        places = [((run.service[0] or "", run.service[3] or "", run.agent_name), run.started_at) for run in runs]
+        return in_flight((), places)
+
+
+def in_flight(known: Iterable[Place], runs: Iterable[tuple[Place, int]]) -> Iterable[Metric]:
+    """How many executions run, and how long the oldest has: by service, environment and agent, 0 for the known ones."""
+    counts: Counter[Place] = Counter(dict.fromkeys(known, 0))
+    oldest: dict[Place, int] = {}
+    for place, started_at in runs:
+        counts[place] += 1
+        oldest[place] = min(started_at, oldest.get(place, started_at))
+    labels = ["service_name", "deployment_environment_name", "gen_ai_agent_name"]
+    number = GaugeMetricFamily(
+        "spanledger_executions_in_flight", "Executions that have started and not ended", labels=labels
+    )
+    age = GaugeMetricFamily(
+        "spanledger_executions_oldest_age_seconds", "How long the oldest of them has run; 0 without any", labels=labels
+    )
+    now = time.time_ns()
+    for place, count in counts.items():
+        number.add_metric(label_values(*place), count)
+        age.add_metric(label_values(*place), max(0, now - oldest[place]) / 1e9 if place in oldest else 0.0)
+    return number, age
 
 
 def records_all(sampler: Sampler) -> bool:
@@ -124,9 +152,6 @@ def _collect_spool(spool: Spool) -> Iterable[Metric]:
         "spanledger_spool_oldest_age_seconds",
         "Age of the oldest sealed segment; 0 when none waits",
         max(0.0, time.time() - oldest) if oldest else 0.0,
-    )
-    yield CounterMetricFamily(
-        "spanledger_spool_torn_lines", "Lines cut off by a crash, found at adoption", spool.torn_lines
     )
 
 

@@ -7,10 +7,11 @@ from collections import Counter
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
+import orjson
 from opentelemetry.context import Context
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
-from opentelemetry.trace import format_span_id
+from opentelemetry.trace import SpanContext, format_span_id
 
 from . import semconv
 from .content import Content
@@ -22,6 +23,7 @@ from .runs import OpenSpan, OpenSpans
 from .spool import EXECUTIONS, STEPS, Spool, SpoolError
 from .usage import Usage, read_tokens
 
+DROP_REASONS = ("disk_error", "disk_stalled", "error", "spool_closed", "spool_full")
 _MOST_USD = 1_000_000  # a dearer call is a sender's mistake
 _FUTURE = 3600 * 1_000_000_000  # ns a sender's clock may be ahead
 
@@ -44,7 +46,7 @@ class ExecutionProcessor(SpanProcessor):
         *,
         retention: float,
     ) -> None:
-        self.dropped: Counter[str] = Counter(dict.fromkeys(("disk_error", "spool_closed", "spool_full", "error"), 0))
+        self.dropped: Counter[str] = Counter(dict.fromkeys(DROP_REASONS, 0))
         self.rejected: Counter[str] = Counter({"timestamp": 0})
         self._spool = spool
         self._metrics = metrics
@@ -67,6 +69,7 @@ class ExecutionProcessor(SpanProcessor):
                 span.set_attributes(learned)
             if opened.holds_execution:
                 self._metrics.know_agent(self._service_of(span.resource), opened.agent_name or semconv.UNATTRIBUTED)
+                self._record(span, attributes, opened)
         except Exception:
             self._guard.report("on_start")
 
@@ -87,8 +90,32 @@ class ExecutionProcessor(SpanProcessor):
             return False
         return True
 
+    def _record(self, span: Span, attributes: dict[str, Any], opened: OpenSpan) -> None:
+        """Note the run where it can be found when this process is killed."""
+        opened.started_at = span.start_time or 0
+        runs = self._spool.runs
+        if runs is not None:
+            parent = span.parent
+            document = [
+                opened.agent_name or semconv.UNATTRIBUTED,
+                semconv.string(attributes, semconv.AGENT_VERSION),
+                format_span_id(parent.span_id) if parent is not None else None,
+                _span_id(opened.execution),
+                *opened.caller,
+            ]
+            opened.slot = runs.take(*_id_bytes(span.context), opened.started_at, orjson.dumps(document))
+
     def _end(self, span: ReadableSpan) -> None:
         opened = self._spans.pop(span.context)
+        try:
+            self._end_entered(span, opened)
+        finally:  # after its row is written, or it could be lost in between
+            runs = self._spool.runs
+            if opened is not None and opened.slot is not None and runs is not None:
+                runs.release(opened.slot, *_id_bytes(span.context))
+                opened.slot = None
+
+    def _end_entered(self, span: ReadableSpan, opened: OpenSpan | None) -> None:
         attributes: dict[str, Any] = span.attributes.copy()  # type: ignore[union-attr]  # a plain dict, to read fast
         operation = semconv.string(attributes, semconv.OPERATION)
         if operation is None:
@@ -236,6 +263,10 @@ class ExecutionProcessor(SpanProcessor):
             service = Service.from_resource(resource)
             self._service = (resource, service)
         return service
+
+
+def _id_bytes(context: SpanContext) -> tuple[bytes, bytes]:
+    return context.trace_id.to_bytes(16, "big"), context.span_id.to_bytes(8, "big")
 
 
 def _span_id(opened: OpenSpan | None) -> str | None:

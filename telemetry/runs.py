@@ -8,7 +8,7 @@ caller reach every child, and the tree never counts a token twice.
 from __future__ import annotations
 
 import threading
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -37,7 +37,9 @@ class OpenSpan:
         "parent",
         "provider",
         "run",
+        "slot",
         "span_id",
+        "started_at",
         "total",
     )
     caller: Caller
@@ -71,6 +73,8 @@ class OpenSpan:
         self.model: str | None = None
         self.provider: str | None = None
         self.run: Any = None  # the monitor's handle on it, for `current_run`
+        self.started_at = 0  # of an execution, in ns since the epoch
+        self.slot: int | None = None  # where it is recorded, so that it is not lost with the process
         self.covered = False
         self.ended = False
         self.input: bytes | None = None
@@ -108,11 +112,13 @@ class OpenSpans:
     def __len__(self) -> int:
         return len(self._open)
 
-    def executions(self) -> Counter[str]:
-        """How many executions are open, by agent."""
-        return Counter(
-            opened.agent_name or semconv.UNATTRIBUTED for opened in self._open.copy().values() if opened.holds_execution
-        )
+    def executions(self) -> list[tuple[str, int]]:
+        """Agent and start (ns since the epoch) of every open execution."""
+        return [
+            (opened.agent_name or semconv.UNATTRIBUTED, opened.started_at)
+            for opened in self._open.copy().values()
+            if opened.holds_execution
+        ]
 
     def start(self, context: SpanContext, parent: SpanContext | None, attributes: Mapping[str, Any]) -> OpenSpan:
         """Enter a span."""
@@ -139,6 +145,12 @@ class OpenSpans:
         if opened.holds_execution or opened.execution is not None:
             self._remember(key, opened)
         return opened
+
+    def cancel(self, trace_id: int, span_id: int) -> None:
+        """Ask a run of the monitor to end; nothing where it has ended."""
+        opened = self._open.get((trace_id, span_id))
+        if opened is not None and opened.run is not None:
+            opened.run.cancel()
 
     def add_usage(self, opened: OpenSpan, usage: Usage, provider: str | None, model: str | None) -> bool:
         """Give the usage of a model call to its execution; False when that has ended already (late)."""

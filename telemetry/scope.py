@@ -27,6 +27,7 @@ from .content import Content
 from .guard import Guard
 from .runs import OpenSpan, OpenSpans
 from .semconv import Status
+from .spool import Spool
 
 _CANCELLATIONS = (asyncio.CancelledError, GeneratorExit, KeyboardInterrupt)
 
@@ -44,6 +45,7 @@ class Runtime(NamedTuple):
     capture_content: bool
     guard: Guard
     know_agent: Callable[[str], object]
+    spool: Spool
 
 
 def _detach(token: Token[Context] | None) -> None:

@@ -18,7 +18,7 @@ from psycopg import errors
 from .execution import EXECUTION_COLUMNS
 from .fork import in_child
 from .guard import Guard
-from .loader import Connection, Loader, Observer, first_line
+from .loader import Connection, Loader, first_line
 from .spool import TABLES, Segment, Spool
 from .worker import Worker
 
@@ -42,7 +42,7 @@ class PostgresSink:
         connect: Opens a connection whose role may insert; called again after each failure.
         interval: Seconds between two looks at the spool.
         retention: How old a row may be; no partition is made for an older one.
-        observe: Told the table and the lines that were stored and had not been before; must not raise.
+        ready: What is to be loaded, oldest first; the segments of `spool`, unless given.
     """
 
     def __init__(
@@ -53,9 +53,9 @@ class PostgresSink:
         *,
         interval: float = 1.0,
         retention: timedelta = timedelta(days=35),
-        observe: Observer | None = None,
+        ready: Callable[[], list[Segment]] | None = None,
     ) -> None:
-        self._loader = Loader(spool.reject, guard, retention, observe)
+        self._loader = Loader(spool.reject, guard, retention)
         self.stored, self.duplicates, self.rejected = (
             self._loader.stored,
             self._loader.duplicates,
@@ -67,6 +67,7 @@ class PostgresSink:
         self.failures = 0
         self.last_success = 0.0
         self._spool = spool
+        self._ready = spool.ready if ready is None else ready
         self._connect = connect
         self._guard = guard
         self._interval = interval
@@ -107,7 +108,7 @@ class PostgresSink:
         suppressed = otel_context.attach(otel_context.set_value(otel_context._SUPPRESS_INSTRUMENTATION_KEY, True))
         try:
             self._seal()
-            for batch in _batches(self._spool.ready()):
+            for batch in _batches(self._ready()):
                 if time.monotonic() > deadline:
                     return False
                 self._load(batch)

@@ -22,7 +22,8 @@ class Worker:
         in_child(self._after_fork)
 
     def _begin(self) -> None:
-        self._stopping = threading.Event()
+        self._stopping = False
+        self._called = threading.Event()
         self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
 
     def start(self) -> None:
@@ -31,18 +32,26 @@ class Worker:
 
     def stop(self, timeout: float) -> bool:
         """Ask the thread to stop; True when it has, within `timeout` seconds."""
-        self._stopping.set()
+        self._stopping = True
+        self._called.set()
         if self._thread.is_alive():
             self._thread.join(timeout)
         return not self._thread.is_alive()
 
+    def wake(self) -> None:
+        """Do it now instead of after the pause."""
+        self._called.set()
+
     def _run(self) -> None:
         pause = self._first_pause
-        while not self._stopping.wait(pause):
-            pause = self._work()
+        while not self._stopping:
+            self._called.wait(pause)
+            self._called.clear()
+            if not self._stopping:
+                pause = self._work()
 
     def _after_fork(self) -> None:
-        running = self._thread.ident is not None and not self._stopping.is_set()
+        running = self._thread.ident is not None and not self._stopping
         self._begin()
         if running:
             self.start()

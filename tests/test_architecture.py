@@ -23,6 +23,11 @@ OURS = {"app", "telemetry", "spanledger", "tests", "bench"}
 # A module imports its own layer and those below it, never one above.
 LAYERS = {
     "semconv": 0,
+    "home": 0,
+    "inflight": 0,
+    "mapped": 0,
+    "segment": 0,
+    "slots": 0,
     "spool": 0,
     "copytext": 0,
     "guard": 0,
@@ -38,6 +43,7 @@ LAYERS = {
     "sampling": 1,
     "scope": 1,
     "wrap": 1,
+    "crashed": 1,
     "execution": 1,
     "monitor": 1,
     "metrics": 2,
@@ -49,6 +55,7 @@ LAYERS = {
     "processor": 3,
     "pipeline": 3,
     "configure": 3,
+    "counts": 3,
     "drain": 3,
     "__init__": 3,
 }
@@ -61,7 +68,8 @@ DEPENDENCIES: list[set[str]] = [
 ]
 PUBLIC = {
     *("AgentMonitor", "AlwaysRecord", "Inference", "Run", "Tool", "bind", "current_run"),
-    *("Content", "Drain", "Prices", "Rejected", "Status", "Telemetry", "configure", "settle"),
+    *("Content", "Drain", "Prices", "Rejected", "Status", "Telemetry", "configure"),
+    *("OpenRun", "cancel_run", "open_runs", "settle"),
 }
 
 # Heavyweights, loaded by the feature that needs them; for the library also what only its extras install.

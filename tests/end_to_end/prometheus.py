@@ -29,6 +29,13 @@ class Prometheus:
     def __init__(self, url: str) -> None:
         self.url = f"{url}/api/v1"
 
+    def answers(self) -> bool:
+        """Whether it has started."""
+        try:
+            return httpx.get(f"{self.url}/status/buildinfo", timeout=10).is_success
+        except httpx.HTTPError:
+            return False
+
     def query(self, promql: str, **parameters: Any) -> list[dict[str, Any]]:
         """An instant query: its vector."""
         result: list[dict[str, Any]] = self._get("query", query=promql, **parameters)["result"]

@@ -23,6 +23,7 @@ BOARD: dict[str, Any] = json.loads(TARGET.read_text(encoding="utf-8"))
 PANELS: list[dict[str, Any]] = BOARD["panels"]
 TARGETS = [(panel["title"], target) for panel in PANELS for target in panel.get("targets") or []]
 VARIABLES = {
+    "${service_name:sqlstring}": "'spanledger'",
     "$service_name": "spanledger",
     "$agent": ".*",
     "$__rate_interval": "20s",
@@ -95,6 +96,13 @@ def test_every_query_answers(data_dir: Path, tmp_path: Path) -> None:
                 if "rawSql" in target and not connection.execute(expanded(target["rawSql"]).encode()).fetchall()
             ]
     assert silent == []
+
+
+def test_a_name_in_sql_is_quoted_by_grafana() -> None:
+    """Plainly quoted, a service named `o'clock` would break every table."""
+    statements = [target["rawSql"] for _, target in TARGETS if "rawSql" in target]
+    assert [statement for statement in statements if "$service_name" in statement] == []
+    assert [statement for statement in statements if "${service_name:sqlstring}" not in statement] == []
 
 
 def answer(server: Prometheus, expression: str) -> list[dict[str, Any]]:

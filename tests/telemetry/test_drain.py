@@ -17,6 +17,7 @@ from app.database import Database
 from telemetry import Drain
 from telemetry.spool import EXECUTIONS, STEPS
 from tests.conftest import ROOT
+from tests.end_to_end.waiting import eventually
 from tests.telemetry.stored import rows
 
 LABELS = {"service_name": "cron", "deployment_environment_name": "", "gen_ai_agent_name": "report"}
@@ -93,19 +94,59 @@ def test_many_jobs_add_up(drain: Drain, database: Database, tmp_path: Path) -> N
 
 def test_the_pipelines_own_numbers_are_there(drain: Drain) -> None:
     names = {family.name for family in drain.registry.collect() if family.name.startswith("spanledger_")}
-    pipeline = ("errors", "rows_rejected", "spool_bytes", "spool_oldest_age_seconds", "sink_rows_stored")
+    pipeline = ("errors", "rows_dropped", "rows_rejected", "spool_bytes", "sink_rows_stored", "open_spans")
     assert {f"spanledger_{name}" for name in pipeline} - names == set()
-    of_a_door = ("rows_dropped", "open_spans", "executions_in_flight", "tracer_provider_info")
-    assert {f"spanledger_{name}" for name in of_a_door} & names == set()
+    assert "spanledger_tracer_provider_info" not in names
 
 
-def test_what_cannot_be_stored_yet_waits_and_is_not_observed(tmp_path: Path) -> None:
-    def away() -> psycopg.Connection[object]:
-        raise psycopg.OperationalError("away")
+def away() -> psycopg.Connection[object]:
+    raise psycopg.OperationalError("away")
 
+
+def test_what_cannot_be_stored_yet_is_counted_once(tmp_path: Path, database: Database) -> None:
+    """Also by a drain that comes after, which stores it."""
     job(tmp_path / "spool", "")
-    drain = Drain(tmp_path / "spool", away, registry=CollectorRegistry(), drain_interval=3600)
-    assert not drain.sink.drain()
-    assert executions(drain) == {"success": None, "failure": None, "timeout": None}
-    assert drain.registry.get_sample_value("spanledger_spool_segments") == 1
-    assert not drain.shutdown(1)
+    first = Drain(tmp_path / "spool", away, registry=CollectorRegistry(), drain_interval=3600)
+    for _ in range(2):
+        assert not first.sink.drain()
+    assert executions(first) == {"success": 1, "failure": 1, "timeout": 0}
+    assert first.registry.get_sample_value("spanledger_spool_segments") == 1
+    assert not first.shutdown(1)
+    second = Drain(tmp_path / "spool", database.sink_connection, registry=CollectorRegistry(), drain_interval=3600)
+    assert second.sink.drain()
+    assert len(rows(database, EXECUTIONS)) == 2
+    assert executions(second) == {"success": None, "failure": None, "timeout": None}
+    assert list((tmp_path / "spool").glob("*/*.seen")) == []
+    second.shutdown()
+
+
+def test_it_counts_without_waiting_for_postgres(tmp_path: Path) -> None:
+    drain = Drain(tmp_path / "spool", away, registry=CollectorRegistry(), drain_interval=0.05)
+    job(tmp_path / "spool", "")
+    eventually(lambda: executions(drain) == {"success": 1, "failure": 1, "timeout": 0})
+    drain.shutdown(1)
+
+
+LOSING = """
+        from telemetry import monitor
+        import time
+        monitor._runtime.guard.counts["on_end"] += 2
+        monitor._runtime.spool.queued_lines += 3
+        processor = monitor._runtime.tracer.span_processor._span_processors[-1]
+        processor.dropped["spool_full"] += 5
+        span = monitor._runtime.tracer.start_span("open")
+        time.sleep(1.5)
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_went_wrong_in_a_process_is_counted_after_its_death(drain: Drain, tmp_path: Path) -> None:
+    done = job(tmp_path / "spool", LOSING)
+    assert (done.returncode, done.stderr) == (-signal.SIGKILL, "")
+    value = drain.registry.get_sample_value
+    for _ in range(2):  # before it is adopted, and after
+        assert value("spanledger_rows_dropped_total", {"reason": "spool_full"}) == 5
+        assert value("spanledger_errors_total", {"where": "on_end"}) == 2
+        assert value("spanledger_spool_queued_lines_total") == 3
+        assert drain.sink.drain()
+    assert value("spanledger_open_spans") == 0

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -9,8 +11,10 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, Sampler
 from prometheus_client import CollectorRegistry
 
 from telemetry import AlwaysRecord
+from telemetry.counts import Counts
 from telemetry.guard import Guard
 from telemetry.pipeline import SpoolCollector
+from telemetry.processor import DROP_REASONS
 from telemetry.sink import PostgresSink
 from tests.telemetry.conftest import Observe
 from tests.telemetry.observed import Observed
@@ -31,7 +35,7 @@ AT_REST = {
     **{
         f"spanledger_errors_total {where}": 0 for where in ("metrics", "monitor", "on_end", "on_start", "sink", "spool")
     },
-    **{f"spanledger_rows_dropped_total {why}": 0 for why in ("disk_error", "error", "spool_closed", "spool_full")},
+    **{f"spanledger_rows_dropped_total {why}": 0 for why in DROP_REASONS},
     "spanledger_rows_rejected_total timestamp": 0,
     "spanledger_open_spans_evicted_total": 0,
     "spanledger_open_spans": 0,
@@ -40,6 +44,8 @@ AT_REST = {
     "spanledger_spool_segments": 0,
     "spanledger_spool_oldest_age_seconds": 0,
     "spanledger_spool_torn_lines_total": 0,
+    "spanledger_spool_queued_lines_total": 0,
+    "spanledger_runs_unrecorded_total": 0,
     "spanledger_tracer_provider_info other AlwaysOnSampler all": 1,
 }
 
@@ -95,13 +101,21 @@ def test_the_sinks_numbers_are_there_when_it_runs(observe: Observe) -> None:
     }
 
 
+def test_the_series_budget_of_the_docs(observe: Observe) -> None:
+    observed = observe(connect=refused, drain_interval=3600.0)
+    samples = [sample for family in observed.registry.collect() for sample in family.samples]
+    series = sum("gen_ai_agent_name" not in sample.labels for sample in samples)
+    page = Path(__file__).parents[2] / "docs" / "metrics.md"
+    assert f"| Pipeline | | | {series} |" in page.read_text()
+
+
 def test_rejections_of_processor_and_sink_are_one_counter(observed: Observed) -> None:
     spool = observed.telemetry.spool
     sink = PostgresSink(spool, refused, Guard())
     sink.rejected["timestamp"] += 2
     sink.rejected["bad_row"] += 3
     registry = CollectorRegistry()
-    registry.register(SpoolCollector(spool, sink, Guard(), [{"timestamp": 1}, sink.rejected]))
+    registry.register(SpoolCollector(spool, sink, lambda: Counts.none()._replace(rejected=Counter(timestamp=1))))
     assert registry.get_sample_value("spanledger_rows_rejected_total", {"reason": "timestamp"}) == 3
     assert registry.get_sample_value("spanledger_rows_rejected_total", {"reason": "bad_row"}) == 3
 

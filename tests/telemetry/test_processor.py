@@ -12,6 +12,7 @@ import pytest
 
 from telemetry import Prices
 from telemetry.metrics import Metrics
+from telemetry.processor import DROP_REASONS
 from telemetry.spool import Spool, SpoolError
 from tests.telemetry.conftest import Observe
 from tests.telemetry.observed import Observed
@@ -180,7 +181,7 @@ def test_retention_decides_how_old_a_row_may_be(observe: Observe) -> None:
 # What cannot be stored
 
 
-@pytest.mark.parametrize("reason", ["disk_error", "spool_full", "spool_closed"])
+@pytest.mark.parametrize("reason", ["disk_error", "disk_stalled", "spool_full", "spool_closed"])
 def test_a_row_the_spool_refuses_is_counted_by_reason(
     observed: Observed, monkeypatch: pytest.MonkeyPatch, reason: str
 ) -> None:
@@ -192,7 +193,7 @@ def test_a_row_the_spool_refuses_is_counted_by_reason(
         with observed.monitor.execution("a") as run, run.tool("t"):
             pass
     dropped = {s.labels["reason"]: s.value for s in observed.samples("spanledger_rows_dropped_total")}
-    assert dropped == {"disk_error": 0, "error": 0, "spool_closed": 0, "spool_full": 0} | {reason: 2}
+    assert dropped == dict.fromkeys(DROP_REASONS, 0) | {reason: 2}
     assert observed.errors() == {"spool": 2}
     assert observed.value("spanledger_executions_total", gen_ai_agent_name="a", status="success") == 1
 

@@ -44,7 +44,7 @@ def samples(
         (sample.name, tuple(sorted(sample.labels.items()))): (sample.value, _timeless(sample))
         for family in registry.collect()
         for sample in family.samples
-        if family.name.startswith(FAMILIES) and not family.name.endswith("in_flight")
+        if family.name.startswith(FAMILIES) and family.type != "gauge"
     }
 
 

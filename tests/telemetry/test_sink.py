@@ -105,39 +105,6 @@ def test_nothing_to_drain_needs_no_postgres(tmp_path: Path) -> None:
 # Exactly once
 
 
-def test_an_observer_is_told_what_is_new_and_nothing_else(database: Database, tmp_path: Path) -> None:
-    told: list[tuple[str, bytes]] = []
-
-    def observe(table: str, lines: list[bytes]) -> None:
-        told.extend((table, line) for line in lines)
-
-    first, second, third = execution(), execution(A2), execution(A3, end=END + timedelta(microseconds=1))
-    poison = execution("00000000000000a4", status="unheard of")
-    with sink(tmp_path, database.sink_connection, observe=observe) as drained:
-        drained.put(first, step())
-        assert drained.drain()
-        assert told == [(EXECUTIONS, first.line()), (STEPS, step().line())]
-        told.clear()
-        drained.put(first, second, step(), second, poison, third)
-        assert drained.drain()
-    assert told == [(EXECUTIONS, second.line()), (EXECUTIONS, third.line())]
-    assert drained.stored == {EXECUTIONS: 3, STEPS: 1}
-    assert drained.duplicates == {EXECUTIONS: 2, STEPS: 1}
-    assert drained.rejected == DETAIL | {"constraint": 1}
-
-
-def test_an_observer_is_told_nothing_that_was_not_committed(database: Database, tmp_path: Path) -> None:
-    told: list[bytes] = []
-    with sink(tmp_path, database.sink_connection, observe=lambda _, lines: told.extend(lines)) as drained:
-        as_owner(database, "ALTER TABLE execution_steps RENAME TO elsewhere")
-        drained.put(execution(), step())
-        assert not drained.drain()
-        assert told == []
-        as_owner(database, "ALTER TABLE elsewhere RENAME TO execution_steps")
-        assert drained.drain()
-    assert told == [execution().line(), step().line()]
-
-
 def test_a_replayed_segment_adds_nothing(database: Database, drained: Sink, tmp_path: Path) -> None:
     drained.put(execution(), execution(A2), step())
     drained.spool.seal()
@@ -563,4 +530,4 @@ print(sink._connection.info.backend_pid == pid, sink.failures, sink.stop(), flus
     )
     assert (done.stdout, done.stderr, done.returncode) == ("True True\nTrue 0 True\n", "", 0)
     assert span_ids(database) == [A1, A2, A3, "00000000000000a4"]
-    assert list(Spool(tmp_path).directory.glob("*/*.v1.*")) == []
+    assert Spool(tmp_path).ready() == []

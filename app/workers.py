@@ -1,0 +1,90 @@
+"""Workers: the processes that serve requests under one supervisor, kept running until the end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+STOP_SECONDS = 12.0
+"""How long a worker may take to stop: its open requests, its streams, sealing its spool."""
+SHORT_LIFE_SECONDS = 5.0
+"""A worker that lived no longer than this is started again after a pause, which grows up to the longest."""
+LONGEST_PAUSE_SECONDS = 10.0
+
+
+class Workers:
+    """`count` processes that accept on `listener`; each is started again when it ends.
+
+    A worker's stdin ends with this process, however that ends, and tells it to stop.
+    """
+
+    def __init__(self, count: int, listener: socket.socket) -> None:
+        self._count = count
+        self._listener = listener
+        self._processes: dict[int, asyncio.subprocess.Process] = {}
+        self._keepers: list[asyncio.Task[None]] = []
+        self._stopping = False
+
+    def start(self, database_url: str, supervisor: Path) -> None:
+        """Start them; `supervisor` is the socket of whoever has the metrics."""
+        environment = {**os.environ, "DATABASE_URL": database_url}
+        command = (sys.executable, "-m", "app", "worker", str(self._listener.fileno()), str(supervisor))
+        for number in range(self._count):
+            self._keepers.append(asyncio.create_task(self._keep(number, command, environment)))
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._recycle_soon)
+
+    async def stop(self) -> None:
+        """Stop them, and kill those that do not."""
+        self._stopping = True
+        asyncio.get_running_loop().remove_signal_handler(signal.SIGHUP)
+        for number in list(self._processes):
+            self._signal(number, signal.SIGTERM)
+        _, late = await asyncio.wait(self._keepers, timeout=STOP_SECONDS)
+        for number in list(self._processes):
+            self._signal(number, signal.SIGKILL)
+        if late:
+            await asyncio.wait(late)
+
+    def _recycle_soon(self) -> None:
+        self._keepers.append(asyncio.create_task(self._recycle()))
+
+    async def _recycle(self) -> None:
+        """Replace one after the other, so that there is always one that serves."""
+        for number in range(self._count):
+            process = self._processes.get(number)
+            if process is not None and not self._stopping:
+                self._signal(number, signal.SIGTERM)
+                await process.wait()
+
+    def _signal(self, number: int, which: signal.Signals) -> None:
+        with contextlib.suppress(ProcessLookupError, KeyError):
+            self._processes[number].send_signal(which)
+
+    async def _keep(self, number: int, command: tuple[str, ...], environment: dict[str, str]) -> None:
+        pause = 0.0
+        while not self._stopping:
+            began = time.monotonic()
+            process = self._processes[number] = await asyncio.create_subprocess_exec(
+                *command,
+                stdin=asyncio.subprocess.PIPE,
+                env=environment,
+                pass_fds=(self._listener.fileno(),),
+                start_new_session=True,  # Ctrl-C reaches us alone, and we stop them in order
+            )
+            code = await process.wait()
+            self._processes.pop(number, None)
+            if self._stopping:
+                return
+            logger.warning("worker %d (pid %d) ended with %d; starting another", number, process.pid, code)
+            short = time.monotonic() - began < SHORT_LIFE_SECONDS
+            pause = min(max(0.5, pause * 2), LONGEST_PAUSE_SECONDS) if short else 0.0
+            await asyncio.sleep(pause)

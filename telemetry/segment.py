@@ -1,0 +1,178 @@
+"""A segment: two files of rows, one line a row, written together, sealed together, loaded together.
+
+Sealed files end with their last line. Open ones are mapped and longer: zeros follow the last line. No line has a
+zero in it (`copytext` replaces it), so what a killed process left is whole up to the last newline before the first
+zero; anything behind is torn.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from .mapped import MappedFile
+
+VERSION = "v1"  # of the lines; in the file name, so that a later reader can tell them from its own
+EXECUTIONS, STEPS = TABLES = ("executions", "steps")
+OPEN = ".open"
+_SEEN = "seen"
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A sealed pair of files, ready to be loaded."""
+
+    directory: Path
+    number: int
+
+    def path(self, table: str) -> Path:
+        return self.directory / f"{self.number:012d}.{VERSION}.{table}"
+
+    def read(self, table: str) -> bytes:
+        """The lines of one table; empty when the segment has none, or was removed by another drainer."""
+        try:
+            return self.path(table).read_bytes()
+        except FileNotFoundError:
+            return b""
+
+    def size(self) -> int:
+        """Bytes on disk."""
+        return sum(size_of(self.path(table)) for table in TABLES)
+
+    def written_at(self) -> float:
+        """When it was last written, in seconds since the epoch."""
+        try:
+            return self.path(EXECUTIONS).stat().st_mtime
+        except FileNotFoundError:
+            return time.time()
+
+    def remove(self) -> None:
+        """Forget it: its rows are stored. Executions go last, for they are what marks a segment sealed."""
+        for table in (_SEEN, STEPS, EXECUTIONS):
+            self.path(table).unlink(missing_ok=True)
+
+    def mark_seen(self) -> bool:
+        """Note on disk that its rows are observed; False where that was noted before, or it is gone."""
+        try:
+            os.close(os.open(self.path(_SEEN), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        except (FileExistsError, FileNotFoundError):
+            return False
+        return True
+
+    def write(self, lines: dict[str, bytes]) -> None:
+        """Make the files anew, sealed.
+
+        Raises:
+            OSError: The disk refused.
+        """
+        for table in (STEPS, EXECUTIONS):
+            draft = Path(f"{self.path(table)}{OPEN}")
+            draft.write_bytes(lines[table])
+            draft.chmod(0o600)
+            draft.rename(self.path(table))
+
+    def adopt(self) -> int:
+        """Seal what a dead process left open of it; how many lines were torn.
+
+        Raises:
+            OSError: The disk refused, or another process was faster.
+        """
+        torn, kept = 0, {}
+        for table in TABLES:
+            path = Path(f"{self.path(table)}{OPEN}")
+            if path.exists():
+                data = path.read_bytes()
+                kept[table] = data.rfind(b"\n", 0, end if (end := data.find(b"\0")) >= 0 else len(data)) + 1
+                rest = data[kept[table] :].strip(b"\0")
+                torn += max(1, rest.count(b"\n")) if rest else 0
+        for table, size in reversed(kept.items()):
+            path = Path(f"{self.path(table)}{OPEN}")
+            if not any(kept.values()) and not self.path(STEPS).exists():
+                path.unlink()
+            else:
+                os.truncate(path, size)
+                path.rename(self.path(table))
+        return torn
+
+
+class OpenSegment:
+    """A segment that is being written.
+
+    Raises:
+        OSError: The disk has no room for `capacity` bytes a table.
+    """
+
+    __slots__ = ("_files", "_sizes", "capacity", "segment")
+
+    def __init__(self, segment: Segment, capacity: int) -> None:
+        self.segment = segment
+        self.capacity = capacity
+        self._files: dict[str, MappedFile] = {}
+        self._sizes = dict.fromkeys(TABLES, 0)
+        try:
+            for table in TABLES:
+                self._files[table] = MappedFile(Path(f"{segment.path(table)}{OPEN}"), capacity)
+        except OSError:
+            self.discard()  # half a segment would never be sealed
+            raise
+
+    def put(self, table: str, line: bytes) -> bool:
+        """Add a line, with its newline; False where there is no room for it."""
+        size = self._sizes[table]
+        end = size + len(line)
+        if end > self.capacity:
+            return False
+        self._files[table].bytes[size:end] = line
+        self._sizes[table] = end
+        return True
+
+    def size(self) -> int:
+        """Bytes of lines."""
+        return sum(self._sizes.values())
+
+    def lines(self) -> dict[str, bytes]:
+        """What it holds."""
+        return {table: self._files[table].bytes[:size] for table, size in self._sizes.items()}
+
+    def seal(self, sync: Callable[[int], None]) -> None:
+        """Cut the files to their lines, commit them by `sync` and rename them, steps first.
+
+        Raises:
+            FileNotFoundError: The directory is gone; it is still open.
+            OSError: The disk would not commit; it is sealed all the same, for what the kernel has can be loaded.
+        """
+        refused: OSError | None = None
+        for table in (STEPS, EXECUTIONS):
+            file = self._files[table]
+            try:
+                os.ftruncate(file.fd, self._sizes[table])
+                sync(file.fd)
+            except OSError as error:
+                refused = error
+        for table in (STEPS, EXECUTIONS):
+            self._files[table].path.rename(self.segment.path(table))
+        self.close()
+        if refused is not None:
+            raise refused
+
+    def close(self) -> None:
+        """Let go of the files, and leave them."""
+        for file in self._files.values():
+            file.close()
+
+    def discard(self) -> None:
+        """Let go of the files, and remove them."""
+        self.close()
+        for file in self._files.values():
+            file.path.unlink(missing_ok=True)
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file; 0 when there is none."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0

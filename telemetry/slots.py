@@ -1,0 +1,216 @@
+"""Slots: the runs that a process has open, in a mapped file beside its spool, readable after a SIGKILL.
+
+A head (who the process is, and when it last gave a sign of life), then a slot for each open run. Everything is
+written before the byte that says that a slot is taken, so a reader never sees half a run.
+
+    head   8 bytes   last sign of life, ns since the epoch
+           4         length of the JSON that follows: pid, host, service columns
+           1         some slot is asked to be cancelled
+           …         at 2048: length of the counts of the process (4 bytes), and they, as JSON
+    slot   1 byte    taken
+           1         asked to be cancelled, by whoever may write the file
+           2 + 2     lengths of the JSON and of the input behind it
+           8         start, ns since the epoch
+           16 + 8    trace id, span id
+           …         JSON: agent, version, parent, agent above, user, session, request; then the input, as JSON
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from .mapped import MappedFile
+
+RUNS = "runs"  # the file's name
+COUNT = 2048  # a process has rarely more runs open; those beyond are not recorded, and counted
+SLOT_BYTES = 2048
+_HEAD_BYTES = 16384
+_COUNTS = 2048
+_PRESENT_BYTES = 64 << 10  # pages beyond come when they are needed: the lowest free slot is taken first
+_HEAD = struct.Struct("<QIB")
+_ASKED = 12
+_SLOT = struct.Struct("<xxHHxxQ16s8s")
+_IDS = slice(16, 40)
+_ROOM = SLOT_BYTES - _SLOT.size
+
+Text = str | None
+
+
+class OpenRun(NamedTuple):
+    """One run that its process has open, or had when it died. Times in ns since the epoch, ids in hex."""
+
+    trace_id: str
+    span_id: str
+    parent_span_id: Text
+    parent_agent_span_id: Text
+    agent_name: str
+    agent_version: Text
+    started_at: int
+    caller: tuple[Text, Text, Text]  # user, session, request
+    input: bytes | None  # JSON, redacted; None also where it is larger than a slot
+    cancel_requested: bool
+    service: tuple[Text, ...]
+    pid: int
+    host: str
+    seen_at: int  # the process' last sign of life
+
+
+class Slots:
+    """The slots of this process, in the file `path`.
+
+    Args:
+        service: The service columns of its rows.
+
+    Raises:
+        OSError: The disk has no room for the file.
+    """
+
+    def __init__(self, path: Path, service: Sequence[Text]) -> None:
+        self.unrecorded = 0
+        self._file = MappedFile(path, _HEAD_BYTES + COUNT * SLOT_BYTES, present=_PRESENT_BYTES)
+        self._free = list(range(COUNT - 1, -1, -1))
+        who = json.dumps([os.getpid(), socket.gethostname(), *service]).encode()[: _COUNTS - _HEAD.size]
+        self._file.bytes[_HEAD.size : _HEAD.size + len(who)] = who
+        _HEAD.pack_into(self._file.bytes, 0, 0, len(who), 0)
+
+    def beat(self, now: int) -> None:
+        """Give a sign of life, at `now` in ns."""
+        struct.pack_into("<Q", self._file.bytes, 0, now)
+
+    def note_counts(self, document: bytes) -> None:
+        """Keep what the process has counted; too long a one is left out."""
+        mapped, begin = self._file.bytes, _COUNTS + 4
+        if begin + len(document) <= _HEAD_BYTES:
+            struct.pack_into("<I", mapped, _COUNTS, 0)
+            mapped[begin : begin + len(document)] = document
+            struct.pack_into("<I", mapped, _COUNTS, len(document))
+
+    def take(self, trace_id: bytes, span_id: bytes, started_at: int, document: bytes) -> int | None:
+        """Note a run that starts; its slot, or None where none is free. `document` is the JSON list described above."""
+        try:
+            slot = self._free.pop()
+        except IndexError:
+            self.unrecorded += 1
+            return None
+        size = len(document)
+        if size > _ROOM:  # names and ids of novel length
+            self._free.append(slot)
+            self.unrecorded += 1
+            return None
+        at, mapped = _HEAD_BYTES + slot * SLOT_BYTES, self._file.bytes
+        _SLOT.pack_into(mapped, at, size, 0, started_at, trace_id, span_id)
+        begin = at + _SLOT.size
+        mapped[begin : begin + size] = document
+        mapped[at] = 1
+        return slot
+
+    def note_input(self, slot: int, document: bytes) -> None:
+        """Keep what the run was given, where it fits."""
+        at, mapped = _HEAD_BYTES + slot * SLOT_BYTES, self._file.bytes
+        size = int.from_bytes(mapped[at + 2 : at + 4], "little")
+        if size + len(document) <= _ROOM:
+            begin = at + _SLOT.size + size
+            struct.pack_into("<H", mapped, at + 4, 0)
+            mapped[begin : begin + len(document)] = document
+            struct.pack_into("<H", mapped, at + 4, len(document))
+
+    def release(self, slot: int, trace_id: bytes, span_id: bytes) -> None:
+        """The run has ended. One that this process did not begin (a forked child has its parent's) is left alone."""
+        at, mapped = _HEAD_BYTES + slot * SLOT_BYTES, self._file.bytes
+        if mapped[at] and mapped[at + _IDS.start : at + _IDS.stop] == trace_id + span_id:
+            mapped[at] = 0
+            self._free.append(slot)
+
+    def cancelled(self) -> list[tuple[int, int]]:
+        """Trace and span ids of the open runs that somebody asked to be cancelled; each is told once."""
+        mapped = self._file.bytes
+        if not mapped[_ASKED]:
+            return []
+        mapped[_ASKED] = 0
+        asked = []
+        for at in range(_HEAD_BYTES, len(mapped), SLOT_BYTES):
+            if mapped[at] and mapped[at + 1]:
+                mapped[at + 1] = 0
+                ids = mapped[at + _IDS.start : at + _IDS.stop]
+                asked.append((int.from_bytes(ids[:16]), int.from_bytes(ids[16:])))
+        return asked
+
+    def take_over(self, other: Slots) -> None:
+        """Hold what another file held, which was deleted; that one is closed."""
+        self._file.bytes[_HEAD_BYTES:] = other._file.bytes[_HEAD_BYTES:]
+        self._free, self.unrecorded = other._free, other.unrecorded
+        other.close()
+
+    def __len__(self) -> int:
+        return COUNT - len(self._free)
+
+    def close(self) -> None:
+        """Let go of the file, and leave it."""
+        self._file.close()
+
+
+def read(path: Path) -> list[OpenRun]:
+    """The open runs of a process, living or dead; none where there is no file.
+
+    Raises:
+        OSError: The file cannot be read.
+    """
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return []
+    seen_at, size, _ = _HEAD.unpack_from(data)
+    pid, host, *service = json.loads(data[_HEAD.size : _HEAD.size + size])
+    runs = []
+    for at in range(_HEAD_BYTES, len(data), SLOT_BYTES):
+        if data[at]:
+            size, length, started_at, trace_id, span_id = _SLOT.unpack_from(data, at)
+            begin = at + _SLOT.size
+            try:
+                agent, version, parent, above, *caller = json.loads(data[begin : begin + size])
+            except ValueError:  # taken anew while we read
+                continue
+            given = data[begin + size : begin + size + length] or None
+            runs.append(
+                OpenRun(
+                    *(trace_id.hex(), span_id.hex(), parent, above, agent, version, started_at),
+                    *((caller[0], caller[1], caller[2]), given, bool(data[at + 1]), tuple(service)),
+                    *(pid, host, max(seen_at, started_at)),
+                )
+            )
+    return runs
+
+
+def read_counts(path: Path) -> bytes:
+    """What the process of this file has counted; empty where it is just writing it, or never did.
+
+    Raises:
+        OSError: The file cannot be read.
+    """
+    with path.open("rb") as file:
+        head = file.read(_HEAD_BYTES)
+    size = int.from_bytes(head[_COUNTS : _COUNTS + 4], "little")
+    return head[_COUNTS + 4 : _COUNTS + 4 + size]
+
+
+def cancel(path: Path, trace_id: str, span_id: str) -> bool:
+    """Ask the process of this file to cancel a run; False where it has no such run.
+
+    Raises:
+        OSError: The file cannot be read or written.
+    """
+    ids = bytes.fromhex(trace_id) + bytes.fromhex(span_id)
+    with path.open("r+b", buffering=0) as file:
+        data = file.read()
+        for at in range(_HEAD_BYTES, len(data), SLOT_BYTES):
+            if data[at] and data[at + _IDS.start : at + _IDS.stop] == ids:
+                os.pwrite(file.fileno(), b"\1", at + 1)
+                os.pwrite(file.fileno(), b"\1", _ASKED)
+                return True
+    return False
