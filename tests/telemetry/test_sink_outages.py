@@ -189,10 +189,13 @@ def test_a_backend_that_is_terminated_in_the_middle_of_copy(
 def test_a_table_that_somebody_locks(
     database: Database, tmp_path: Path, caplog: pytest.LogCaptureFixture, setting: str, table: str
 ) -> None:
+    opened: list[psycopg.Connection[Any]] = []
+
     def connect() -> psycopg.Connection[Any]:
         connection = database.sink_connection()
         connection.execute(f"SET {setting} = '50ms'".encode())
         connection.commit()
+        opened.append(connection)
         return connection
 
     with sink(tmp_path, connect) as drained:
@@ -206,6 +209,7 @@ def test_a_table_that_somebody_locks(
         assert drained.drain()
         assert_stored_once(database)
         assert (drained.failures, drained.stored) == (2, {EXECUTIONS: 1, STEPS: 1})
+        assert [connection.closed for connection in opened] == [True, True, False]  # after a failover it is elsewhere
 
 
 def test_the_service_gives_its_sink_ten_seconds_for_a_lock(database: Database) -> None:
