@@ -11,10 +11,12 @@ from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
 
-from bench import call, redaction, request, service
+from bench import backlog, call, outage, redaction, request, service
 from bench.figure import HEADER, Figure
 
-BENCHMARKS: dict[str, ModuleType] = {"call": call, "redaction": redaction, "request": request, "service": service}
+BENCHMARKS: dict[str, ModuleType] = {
+    module.__name__.removeprefix("bench."): module for module in (call, redaction, request, service, outage, backlog)
+}
 WIDTHS = ("<47", "<5", ">7", ">13", ">7", ">5", "<0")
 RESULTS = Path(__file__).with_name("RESULTS.md")
 PACKAGES = (
