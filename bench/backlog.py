@@ -1,10 +1,10 @@
 """A long outage: memory while a million rows wait in the spool, and how fast they are stored afterwards.
 
 One process spools executions of 1 KB in and 1 KB out, with a sink whose every connection is refused, and
-SPOOL_MAX_BYTES of 4 GiB. Memory is what the process has of its own (RssAnon of proc(5)); pages of the spool's files belong to the
-kernel and can be dropped by it, and are shown beside. Then Postgres (the embedded server) is back, and the sink loads
-what waits, roll-up included, on the same processors. The rows are that of one monitored execution with a span id each,
-appended as the processor does: a million monitored calls would measure the calls.
+SPOOL_MAX_BYTES of 4 GiB. Memory is what the process has of its own (RssAnon of proc(5)); pages of the spool's files
+belong to the kernel and can be dropped by it, and are shown beside. Then Postgres (the embedded server) is back, and
+the sink loads what waits, roll-up included, on the same processors. The rows are that of one monitored execution with
+a span id each, appended as the processor does: a million monitored calls would measure the calls.
 """
 
 from __future__ import annotations
