@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import click
+from pydantic import SecretStr
 
 from app.settings import Settings, StartError
 
@@ -83,9 +84,11 @@ def worker(listener: int, supervisor: Path) -> None:
     """One of the processes of `run --workers`."""
     from app.main import create_app
 
+    database_url = SecretStr(sys.stdin.readline().rstrip("\n"))
     threading.Thread(target=stop_with_stdin, daemon=True).start()
     try:
-        app = create_app(Settings.load(), supervisor)
+        settings = Settings.load().model_copy(update={"database_url": database_url})
+        app = create_app(settings, supervisor)
     except StartError as error:
         fail(error)
     serve(app, socket.socket(fileno=listener))
@@ -93,7 +96,7 @@ def worker(listener: int, supervisor: Path) -> None:
 
 def stop_with_stdin() -> None:
     """The supervisor holds the other end: it ends with it."""
-    sys.stdin.buffer.read()
+    sys.stdin.read()
     os.kill(os.getpid(), signal.SIGTERM)
 
 

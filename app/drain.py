@@ -16,7 +16,7 @@ from fastapi import FastAPI
 from app import logs, problems, upkeep
 from app.agents import errors
 from app.data_dir import NOT_WRITABLE, DataDir
-from app.routes import health
+from app.routes import health, ledger
 from app.service import DRAIN_SECONDS, Service, python_registry
 from app.settings import Settings, StartError
 from app.workers import Workers
@@ -30,6 +30,8 @@ def create_app(settings: Settings, workers: Workers | None = None, socket: Path 
     app.state.workers, app.state.socket = workers, socket
     problems.install(app)
     app.include_router(health.router)
+    if workers is not None:
+        app.include_router(ledger.private)
     return app
 
 

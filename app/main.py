@@ -18,7 +18,7 @@ from app import logs, problems, tracing, upkeep
 from app.agents import errors
 from app.data_dir import NOT_WRITABLE, DataDir
 from app.middleware import BodyLimitMiddleware
-from app.routes import admin, ai, executions, health, inflight, rejected
+from app.routes import admin, ai, executions, health, inflight, ledger, rejected
 from app.service import DRAIN_SECONDS, Service, python_registry
 from app.settings import Settings, StartError
 from telemetry import Telemetry, configure
@@ -41,8 +41,8 @@ def create_app(settings: Settings | None = None, supervisor: Path | None = None)
     app.state.supervisor = supervisor
     app.add_middleware(BodyLimitMiddleware, max_bytes=settings.max_body_bytes)
     problems.install(app)
-    for router in (ai.router, admin.router, executions.router, inflight.router, rejected.router, health.router):
-        app.include_router(router)
+    for route in (ai, admin, executions, inflight, rejected, ledger, health):
+        app.include_router(route.router)
     return app
 
 

@@ -150,6 +150,13 @@ CANCELLATION: dict[str, Any] = {
     "trace_id": SUMMARY["trace_id"],
     "span_id": SUMMARY["span_id"],
 }
+LEDGER: dict[str, Any] = {
+    "balanced": True,
+    "executions": {"started": 12, "in_flight": 2, "ended": 10, "spooled": 9, "dropped": 1, "rejected": 0}
+    | {"unexplained": 0},
+    "rows": {"sealed": 24, "waiting": 4, "stored": 20, "duplicates": 0, "rejected": 0, "unexplained": 0},
+    "hours": [{"hour": "2026-11-23T14:00:00.000000Z", "rolled_up": 8, "rows": 8}],
+}
 
 _PROBLEMS = {
     400: "The cursor does not belong to this list.",

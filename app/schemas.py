@@ -296,3 +296,43 @@ class InFlightAnswer(BaseModel):
     data: list[OpenExecution] = Field(description="The oldest first.")
     count: int = Field(description="Length of `data`.")
     stuck: int = Field(description="How many of them are stuck.")
+
+
+class DoorAccount(BaseModel):
+    """Executions: started = in_flight + ended, and ended = spooled + dropped + rejected."""
+
+    started: int
+    in_flight: int
+    ended: int
+    spooled: int = Field(description="Written to the spool.")
+    dropped: int = Field(description="Lost: spanledger_rows_dropped_total says why.")
+    rejected: int = Field(description="Set aside before the spool: too old, or of the future.")
+    unexplained: int
+
+
+class StoreAccount(BaseModel):
+    """Rows of executions and steps: sealed = waiting + stored + duplicates + rejected."""
+
+    sealed: int = Field(description="Handed to the sink, those found at the start included.")
+    waiting: int = Field(description="In the spool.")
+    stored: int
+    duplicates: int = Field(description="Were stored before.")
+    rejected: int = Field(description="Set aside: Postgres would not take them.")
+    unexplained: int
+
+
+class LedgerHour(BaseModel):
+    """Executions that ended in an hour."""
+
+    hour: datetime
+    rolled_up: int = Field(description="As the roll-up has them.")
+    rows: int = Field(description="Rows of agent_executions, counted.")
+
+
+class LedgerAnswer(BaseModel):
+    """The answer of `GET /api/admin/ledger`."""
+
+    balanced: bool = Field(description="Nothing is unexplained, and each hour is the same in rows and roll-up.")
+    executions: DoorAccount
+    rows: StoreAccount
+    hours: list[LedgerHour]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import signal
 import socket
 import sys
@@ -24,7 +23,8 @@ LONGEST_PAUSE_SECONDS = 10.0
 class Workers:
     """`count` processes that accept on `listener`; each is started again when it ends.
 
-    A worker's stdin ends with this process, however that ends, and tells it to stop.
+    On stdin a worker gets the URL of the database, which is nobody else's to see. It stays open; its end, however this
+    process ends, tells the worker to stop.
     """
 
     def __init__(self, count: int, listener: socket.socket) -> None:
@@ -36,10 +36,9 @@ class Workers:
 
     def start(self, database_url: str, supervisor: Path) -> None:
         """Start them; `supervisor` is the socket of whoever has the metrics."""
-        environment = {**os.environ, "DATABASE_URL": database_url}
         command = (sys.executable, "-m", "app", "worker", str(self._listener.fileno()), str(supervisor))
         for number in range(self._count):
-            self._keepers.append(asyncio.create_task(self._keep(number, command, environment)))
+            self._keepers.append(asyncio.create_task(self._keep(number, command, database_url)))
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._recycle_soon)
 
     async def stop(self) -> None:
@@ -69,17 +68,18 @@ class Workers:
         with contextlib.suppress(ProcessLookupError, KeyError):
             self._processes[number].send_signal(which)
 
-    async def _keep(self, number: int, command: tuple[str, ...], environment: dict[str, str]) -> None:
+    async def _keep(self, number: int, command: tuple[str, ...], database_url: str) -> None:
         pause = 0.0
         while not self._stopping:
             began = time.monotonic()
             process = self._processes[number] = await asyncio.create_subprocess_exec(
                 *command,
                 stdin=asyncio.subprocess.PIPE,
-                env=environment,
                 pass_fds=(self._listener.fileno(),),
                 start_new_session=True,  # Ctrl-C reaches us alone, and we stop them in order
             )
+            assert process.stdin is not None
+            process.stdin.write(f"{database_url}\n".encode())
             code = await process.wait()
             self._processes.pop(number, None)
             if self._stopping:

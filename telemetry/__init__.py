@@ -16,6 +16,7 @@ from .configure import Telemetry, configure
 from .content import Content
 from .drain import Drain
 from .inflight import cancel_run, open_runs
+from .ledger import Ledger
 from .monitor import AgentMonitor, Inference, Run, Tool, current_run
 from .prices import Prices
 from .rejected import Rejected
@@ -30,6 +31,7 @@ __all__ = [
     "Content",
     "Drain",
     "Inference",
+    "Ledger",
     "OpenRun",
     "Prices",
     "Rejected",

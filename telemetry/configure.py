@@ -15,13 +15,14 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
 from opentelemetry.sdk.trace.sampling import DEFAULT_ON, Decision, Sampler, StaticSampler
-from prometheus_client import REGISTRY, CollectorRegistry
+from prometheus_client import REGISTRY, CollectorRegistry, Histogram
 
 from .content import Content
 from .counts import Counts
 from .crashed import crashed_line
 from .execution import Service
 from .guard import Guard
+from .ledger import Ledger
 from .metrics import Metrics
 from .monitor import install
 from .pipeline import DoorCollector, SpoolCollector, records_all
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger("spanledger")
 _SCOPE = "spanledger"
+_OVERHEAD_SECONDS = tuple(round(1e-5 * 2**power, 5) for power in range(15))  # 10 µs … 164 ms
 
 
 class Telemetry:
@@ -56,6 +58,7 @@ class Telemetry:
         prices: Prices,
         content: Content,
         sealer: Worker,
+        counts: Callable[[], Counts],
     ) -> None:
         self.tracer_provider = tracer_provider
         self.registry = registry
@@ -65,6 +68,7 @@ class Telemetry:
         self.prices = prices
         self.content = content
         self._sealer = sealer
+        self._counts = counts
         self.service = Service.from_resource(tracer_provider.resource)
 
     @property
@@ -76,6 +80,10 @@ class Telemetry:
         """Export agents at 0 before their first run."""
         for name in names:
             self.metrics.know_agent(self.service, name)
+
+    def ledger(self) -> Ledger:
+        """What came in, where it is now, and whether that adds up."""
+        return Ledger.of(self._counts(), self.spool, self.sink)
 
     def flush(self, timeout: float = 10.0) -> bool:
         """Seal the spool and drain it into Postgres; True when nothing is left. Without a sink: sealed."""
@@ -148,7 +156,15 @@ def configure(
     guard, spans = Guard(), OpenSpans()
     observe = Replay(metrics, guard).observe
     spool = Spool(spool_dir, max_bytes=spool_max_bytes, sync=spool_sync, crash=crashed_line, observe=observe)
-    processor = ExecutionProcessor(spool, metrics, spans, prices, content, guard, retention=retention.total_seconds())
+    overhead = Histogram(
+        "spanledger_overhead_seconds",
+        "How long the start and the end of an execution's span took in our processor, of one in 64",
+        buckets=_OVERHEAD_SECONDS,
+        registry=registry,
+    )
+    processor = ExecutionProcessor(
+        *(spool, metrics, spans, prices, content, guard), retention=retention.total_seconds(), overhead=overhead
+    )
     provider = _attach(processor, tracer_provider, resource, sampler, span_exporter)
     spool.prepare(Service.from_resource(provider.resource).columns)
     unsampled = TracerProvider(
@@ -173,7 +189,7 @@ def configure(
     sealer = Worker("spanledger-seal", lambda: _seal(spool, spans, guard, counts, drain_interval), drain_interval)
     spool.wake = sealer.wake
     sealer.start()
-    telemetry = Telemetry(provider, registry, metrics, spool, sink, prices, content, sealer)
+    telemetry = Telemetry(provider, registry, metrics, spool, sink, prices, content, sealer, counts)
     tracers = (provider.get_tracer(_SCOPE), unsampled.get_tracer(_SCOPE))
     install(Runtime(*tracers, spans, content, capture_content, guard, telemetry.know_agent, spool))
     return telemetry

@@ -15,15 +15,18 @@ from .runs import OpenSpans
 from .spool import Spool
 
 Place = tuple[str, str, str]  # service, environment, agent
+EXECUTIONS = ("started", "ended", "spooled", "dropped", "rejected")
 PLACES = ("metrics", "monitor", "on_end", "on_start", "sink", "spool")
 
 
 class Counts(NamedTuple):
-    """Rows dropped and rejected by reason, our own errors by place, and how many of the rest."""
+    """Rows dropped and rejected by reason, our own errors by place, executions by where they are, and the rest."""
 
     dropped: Counter[str]
     rejected: Counter[str]
     errors: Counter[str]
+    executions: Counter[str]
+    in_flight: int = 0
     evicted: int = 0  # open spans forgotten
     open_spans: int = 0
     queued_lines: int = 0
@@ -37,6 +40,7 @@ class Counts(NamedTuple):
             Counter(dict.fromkeys(DROP_REASONS, 0)),
             Counter({"timestamp": 0}),
             Counter(dict.fromkeys(PLACES, 0)),
+            Counter(dict.fromkeys(EXECUTIONS, 0)),
         )
 
     @classmethod
@@ -47,7 +51,8 @@ class Counts(NamedTuple):
         unrecorded = spool.runs.unrecorded if spool.runs is not None else 0
         return cls(
             *(processor.dropped.copy(), processor.rejected.copy(), guard.counts.copy()),  # other threads count on
-            *(spans.evicted, len(spans), spool.queued_lines, unrecorded),
+            *(processor.executions.copy(), len(spans.executions()), spans.evicted),
+            *(len(spans), spool.queued_lines, unrecorded),
             frozenset((*where(service), agent) for service, agent in metrics.agents.copy()),
         )
 
@@ -56,9 +61,10 @@ class Counts(NamedTuple):
         """The sum of several."""
         total = cls.none()
         for part in parts:
-            for counter, more in zip(total[:3], part[:3], strict=True):
+            for counter, more in zip(total[:4], part[:4], strict=True):
                 counter.update(more)
             total = total._replace(
+                in_flight=total.in_flight + part.in_flight,
                 evicted=total.evicted + part.evicted,
                 open_spans=total.open_spans + part.open_spans,
                 queued_lines=total.queued_lines + part.queued_lines,
@@ -77,17 +83,20 @@ class Counts(NamedTuple):
         values = orjson.loads(document)
         if not isinstance(values, list) or len(values) != len(cls._fields):
             raise ValueError("not the counts of a process")
-        dropped, rejected, errors, evicted, open_spans, queued, unrecorded, agents = values
+        *counters, in_flight, evicted, open_spans, queued, unrecorded, agents = values
+        dropped, rejected, errors, executions = map(Counter[str], counters)
         return cls(
-            *(Counter(dropped), Counter(rejected), Counter(errors), evicted, open_spans, queued, unrecorded),
+            *(dropped, rejected, errors, executions, in_flight, evicted, open_spans, queued, unrecorded),
             frozenset((service, environment, agent) for service, environment, agent in agents),
         )
 
     def to_json(self) -> bytes:
         """For another process, without the zeros."""
-        counters = ({name: count for name, count in counter.items() if count} for counter in self[:3])
-        return orjson.dumps([*counters, *self[3:7], sorted(self.agents)])
+        counters = ({name: count for name, count in counter.items() if count} for counter in self[:4])
+        return orjson.dumps([*counters, *self[4:9], sorted(self.agents)])
 
     def ended(self) -> Counts:
-        """What is left of them when the process has ended: nothing is open there."""
-        return self._replace(open_spans=0)
+        """What is left of them when the process has ended: nothing is open there, what was is recorded as crashed."""
+        executions = self.executions.copy()
+        executions["started"] = executions["ended"]
+        return self._replace(open_spans=0, in_flight=0, executions=executions)

@@ -15,6 +15,7 @@ from .counts import Counts
 from .crashed import crashed_line
 from .execution import Service
 from .guard import Guard
+from .ledger import Ledger
 from .metrics import Metrics
 from .pipeline import RunsCollector, SpoolCollector
 from .replay import Replay
@@ -99,6 +100,10 @@ class Drain:
         with self._observing:
             self._look_at_processes()
             return Counts.total([self._dead, *self._living.values(), Counts.none()._replace(errors=self._guard.counts)])
+
+    def ledger(self) -> Ledger:
+        """What came in, where it is now, and whether that adds up: exact for processes that began after this one."""
+        return Ledger.of(self.counts(), self.spool, self.sink)
 
     def _look_at_processes(self) -> None:
         found = {path.parent.name: path for path in self.spool.directory.glob(f"[!.]*/{RUNS}")}

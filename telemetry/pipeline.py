@@ -16,6 +16,7 @@ from prometheus_client.registry import Collector
 
 from .counts import Counts, Place
 from .inflight import open_runs
+from .ledger import Ledger
 from .metrics import OTHER, Metrics, label_values, where
 from .runs import OpenSpans
 from .sampling import AlwaysRecord
@@ -95,6 +96,7 @@ class SpoolCollector(Collector):
         ):
             yield CounterMetricFamily(name, text, number)
         yield GaugeMetricFamily("spanledger_open_spans", "Spans started and not ended", counts.open_spans)
+        yield from _collect_ledger(Ledger.of(counts, self._spool, self._sink))
         yield from _collect_spool(self._spool)
         if self._sink is not None:
             yield from _collect_sink(self._sink)
@@ -141,6 +143,19 @@ def in_flight(known: Iterable[Place], runs: Iterable[tuple[Place, int]]) -> Iter
 def records_all(sampler: Sampler) -> bool:
     """Whether spans that this sampler keeps from a trace backend are recorded, and so counted, all the same."""
     return sampler is ALWAYS_ON or isinstance(sampler, AlwaysRecord)
+
+
+def _collect_ledger(ledger: Ledger) -> Iterable[Metric]:
+    yield CounterMetricFamily("spanledger_ledger_started", "Executions that started", ledger.door.started)
+    yield CounterMetricFamily("spanledger_ledger_sealed", "Rows handed to the sink", ledger.store.sealed)
+    unexplained = GaugeMetricFamily(
+        "spanledger_ledger_unexplained",
+        "Executions (at the door) and rows (in the store) that are neither here nor there; 0, but for a moment",
+        labels=["part"],
+    )
+    unexplained.add_metric(["door"], ledger.door.unexplained())
+    unexplained.add_metric(["store"], ledger.store.unexplained())
+    yield unexplained
 
 
 def _collect_spool(spool: Spool) -> Iterable[Metric]:

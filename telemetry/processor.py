@@ -12,8 +12,10 @@ from opentelemetry.context import Context
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
 from opentelemetry.trace import SpanContext, format_span_id
+from prometheus_client import Histogram
 
 from . import semconv
+from .aside import set_aside
 from .content import Content
 from .execution import Execution, Identity, Service, Step
 from .guard import Guard
@@ -25,6 +27,7 @@ from .usage import Usage, read_tokens
 
 DROP_REASONS = ("disk_error", "disk_stalled", "error", "spool_closed", "spool_full")
 _MOST_USD = 1_000_000  # a dearer call is a sender's mistake
+_SAMPLED = 64  # of so many executions, one is timed
 _FUTURE = 3600 * 1_000_000_000  # ns a sender's clock may be ahead
 
 
@@ -33,6 +36,7 @@ class ExecutionProcessor(SpanProcessor):
 
     Args:
         retention: How old a row may be, in seconds; older ones and those of the future are set aside.
+        overhead: Observes how long the start and the end of an execution's span took here, of one in 64.
     """
 
     def __init__(
@@ -45,20 +49,25 @@ class ExecutionProcessor(SpanProcessor):
         guard: Guard,
         *,
         retention: float,
+        overhead: Histogram,
     ) -> None:
         self.dropped: Counter[str] = Counter(dict.fromkeys(DROP_REASONS, 0))
         self.rejected: Counter[str] = Counter({"timestamp": 0})
+        # Where each execution is; `ended` is the sum of the last three.
+        self.executions: Counter[str] = Counter(started=0, ended=0, spooled=0, dropped=0, rejected=0)
         self._spool = spool
         self._metrics = metrics
         self._spans = spans
         self._prices = prices
         self._content = content
         self._guard = guard
+        self._overhead = overhead
         self._retention = int(retention * 1e9)
         self._service: tuple[Resource | None, Service] = (None, Service("", None, None, None, None))
 
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:
         """Enter the span; under an execution it learns its agent's name and the caller's ids."""
+        began = time.perf_counter()
         try:
             attributes: dict[str, Any] = span.attributes.copy()  # type: ignore[union-attr]  # a plain dict, to read fast
             opened = self._spans.start(span.context, span.parent, attributes)
@@ -68,8 +77,11 @@ class ExecutionProcessor(SpanProcessor):
                     learned[semconv.AGENT_NAME] = opened.agent_name
                 span.set_attributes(learned)
             if opened.holds_execution:
+                self.executions["started"] = started = self.executions["started"] + 1
                 self._metrics.know_agent(self._service_of(span.resource), opened.agent_name or semconv.UNATTRIBUTED)
                 self._record(span, attributes, opened)
+                if started % _SAMPLED == 0:
+                    opened.overhead = time.perf_counter() - began
         except Exception:
             self._guard.report("on_start")
 
@@ -106,14 +118,21 @@ class ExecutionProcessor(SpanProcessor):
             opened.slot = runs.take(*_id_bytes(span.context), opened.started_at, orjson.dumps(document))
 
     def _end(self, span: ReadableSpan) -> None:
+        began = time.perf_counter()
         opened = self._spans.pop(span.context)
         try:
             self._end_entered(span, opened)
+        except Exception:
+            if opened is not None and opened.started_at:  # an execution of which there will be no row
+                self.executions.update(("ended", "dropped"))
+            raise
         finally:  # after its row is written, or it could be lost in between
             runs = self._spool.runs
             if opened is not None and opened.slot is not None and runs is not None:
                 runs.release(opened.slot, *_id_bytes(span.context))
                 opened.slot = None
+            if opened is not None and opened.overhead:
+                self._overhead.observe(opened.overhead + time.perf_counter() - began)
 
     def _end_entered(self, span: ReadableSpan, opened: OpenSpan | None) -> None:
         attributes: dict[str, Any] = span.attributes.copy()  # type: ignore[union-attr]  # a plain dict, to read fast
@@ -133,6 +152,8 @@ class ExecutionProcessor(SpanProcessor):
             opened.holds_execution |= operation in semconv.INFERENCE and opened.execution is None
             self._end_step(identity, operation, attributes, opened)
         if opened.holds_execution:
+            if not opened.started_at:  # it did not start here, or became an execution later
+                self.executions["started"] += 1
             self._end_execution(identity, attributes, opened)
         opened.forget()
 
@@ -164,8 +185,24 @@ class ExecutionProcessor(SpanProcessor):
         )
 
     def _end_execution(self, identity: Identity, attributes: dict[str, Any], opened: OpenSpan) -> None:
+        self.executions["ended"] += 1
+        opened.started_at = 0
+        where = "dropped"
+        try:
+            execution = self._execution(identity, attributes, opened)
+            where = self._append(EXECUTIONS, execution.line(), identity)
+        finally:
+            self.executions[where] += 1
+        try:
+            self._metrics.observe_execution(execution)
+            if identity.attributes != b"{}":
+                self._metrics.observe_items(execution, attributes)
+        except Exception:
+            self._guard.report("metrics")
+
+    def _execution(self, identity: Identity, attributes: dict[str, Any], opened: OpenSpan) -> Execution:
         own, total, late = self._spans.end_execution(opened)
-        execution = Execution(
+        return Execution(
             identity,
             opened.agent_name or semconv.UNATTRIBUTED,
             semconv.string(attributes, semconv.AGENT_VERSION),
@@ -178,13 +215,6 @@ class ExecutionProcessor(SpanProcessor):
             opened.input or self._payload(attributes, semconv.INPUT_MESSAGES),
             opened.output or self._payload(attributes, semconv.OUTPUT_MESSAGES),
         )
-        self._append(EXECUTIONS, execution.line(), identity)
-        try:
-            self._metrics.observe_execution(execution)
-            if identity.attributes != b"{}":
-                self._metrics.observe_items(execution, attributes)
-        except Exception:
-            self._guard.report("metrics")
 
     def _add_own_report(self, identity: Identity, attributes: dict[str, Any], opened: OpenSpan) -> None:
         """Usage an agent span states beyond what its descendants reported becomes a step of its own.
@@ -245,17 +275,23 @@ class ExecutionProcessor(SpanProcessor):
         except Exception:
             self._guard.report("metrics")
 
-    def _append(self, table: str, line: bytes, identity: Identity) -> None:
+    def _append(self, table: str, line: bytes, identity: Identity) -> str:
+        """Write the row, or count why not; which of `spooled`, `dropped`, `rejected` it is."""
         age = time.time_ns() - identity.end_time
         try:
             if -_FUTURE <= age <= self._retention:
                 self._spool.append(table, line)
-            else:
-                self.rejected["timestamp"] += 1
-                self._spool.reject(table, line, "timestamp", f"ended {age / 1e9:.0f} s ago")
+                return "spooled"
+            set_aside(self._spool.directory, table, line, "timestamp", f"ended {age / 1e9:.0f} s ago")
         except SpoolError as error:
             self.dropped[error.reason] += 1
-            self._guard.report("spool")
+        except OSError:
+            self.dropped["disk_error"] += 1
+        else:
+            self.rejected["timestamp"] += 1
+            return "rejected"
+        self._guard.report("spool")
+        return "dropped"
 
     def _service_of(self, resource: Resource) -> Service:
         known, service = self._service

@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import IO, Any
 
 from . import copytext
+from .aside import REJECTED
 from .execution import EXECUTION_COLUMNS, STEP_COLUMNS
 from .home import Home
 from .segment import EXECUTIONS, STEPS, TABLES, VERSION, Segment
-from .spool import REJECTED, SEGMENT_BYTES
+from .spool import SEGMENT_BYTES
 
 _COLUMNS = {EXECUTIONS: EXECUTION_COLUMNS, STEPS: STEP_COLUMNS}
 _IDENTIFYING = ("trace_id", "span_id", "agent_name", "created_at")

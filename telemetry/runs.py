@@ -33,6 +33,7 @@ class OpenSpan:
         "learns",
         "model",
         "output",
+        "overhead",
         "own",
         "parent",
         "provider",
@@ -73,6 +74,7 @@ class OpenSpan:
         self.model: str | None = None
         self.provider: str | None = None
         self.run: Any = None  # the monitor's handle on it, for `current_run`
+        self.overhead = 0.0  # seconds its start took here, where that is measured
         self.started_at = 0  # of an execution, in ns since the epoch
         self.slot: int | None = None  # where it is recorded, so that it is not lost with the process
         self.covered = False

@@ -10,11 +10,13 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime, timedelta
+from functools import partial
 
 import psycopg
 from opentelemetry import context as otel_context
 from psycopg import errors
 
+from .aside import set_aside
 from .execution import EXECUTION_COLUMNS
 from .fork import in_child
 from .guard import Guard
@@ -55,7 +57,7 @@ class PostgresSink:
         retention: timedelta = timedelta(days=35),
         ready: Callable[[], list[Segment]] | None = None,
     ) -> None:
-        self._loader = Loader(spool.reject, guard, retention)
+        self._loader = Loader(partial(set_aside, spool.directory), guard, retention)
         self.stored, self.duplicates, self.rejected = (
             self._loader.stored,
             self._loader.duplicates,

@@ -18,9 +18,7 @@ full, lines wait in a bounded queue in memory: the caller never does.
 from __future__ import annotations
 
 import contextlib
-import errno
 import itertools
-import json
 import os
 import threading
 import time
@@ -30,15 +28,14 @@ from pathlib import Path
 
 from .fork import in_child
 from .home import Home, abandoned
-from .segment import EXECUTIONS, OPEN, STEPS, TABLES, VERSION, OpenSegment, Segment, size_of
+from .segment import EXECUTIONS, OPEN, STEPS, TABLES, VERSION, OpenSegment, Segment
 from .slots import RUNS, OpenRun, Slots, read
 
 __all__ = ["EXECUTIONS", "STEPS", "TABLES", "Segment", "Spool", "SpoolError"]
 
 SEGMENT_BYTES = 1 << 20  # of each table; a fuller segment gives way to the next
 QUEUE_BYTES = 8 << 20  # of lines that wait in memory for a disk that stalls
-REJECTED = "rejected.ndjson"
-REJECTED_BYTES = 64 << 20  # a fuller file gives way to a new one; one predecessor is kept
+_LAST_NUMBER = 10**12 - 1  # of the segment of crashed runs: none that was there before, loaded or not, had it
 _LOOK_SECONDS = 5.0  # between two looks at a full spool that others may be draining
 _STALLED_SECONDS = 0.02  # a disk that takes longer is not waited for
 _PATIENCE_SECONDS = 0.005  # with another caller, who may be reserving room on disk
@@ -79,11 +76,13 @@ class Spool:
         self.directory = directory
         self.max_bytes = max_bytes
         self.torn_lines = 0
+        self.sealed_lines = 0  # that `ready` has told of
         self.queued_lines = 0  # that had to wait in memory, so far
         self.segments = 0  # sealed, as of the last look
         self.oldest: float | None = None  # when the oldest of them was sealed, in seconds since the epoch
         self.wake: Callable[[], None] = lambda: None  # told that the thread which seals has something to do
         self.runs: Slots | None = None
+        self._lines: dict[Segment, int] = {}
         self._sync = sync
         self._crash = crash
         self._observe = observe
@@ -247,6 +246,7 @@ class Spool:
             except OSError as error:
                 refused = error
             for segment in full:
+                self._disk_since["seal"] = time.monotonic()  # each of them is waited for anew
                 try:
                     self._seal(segment)
                 except OSError as error:
@@ -296,29 +296,18 @@ class Spool:
         if runs is not None and self.runs is not None:
             self.runs.take_over(runs)
 
-    def reject(self, table: str, line: bytes, reason: str, detail: str) -> None:
-        """Set a row aside that Postgres will not take; it stays readable in `rejected.ndjson`.
-
-        Raises:
-            OSError: The disk refused.
-        """
-        record = {"at": time.time(), "table": table, "reason": reason, "detail": detail}
-        text = (json.dumps({**record, "line": line.decode("utf-8", "replace")}) + "\n").encode()
-        path = self.directory / REJECTED
-        if size_of(path) > REJECTED_BYTES:
-            with contextlib.suppress(FileNotFoundError):  # another process was first
-                path.replace(path.with_suffix(".1.ndjson"))
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        try:
-            if os.write(fd, text) < len(text):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-        finally:
-            os.close(fd)
-
     def ready(self) -> list[Segment]:
         """Sealed segments, oldest first, those of dead processes included."""
         self._adopt()
-        return self.look()
+        segments = self.look()
+        known = self._lines
+        self._lines = {segment: known[segment] if segment in known else segment.lines() for segment in segments}
+        self.sealed_lines += sum(count for segment, count in self._lines.items() if segment not in known)
+        return segments
+
+    def waiting_lines(self) -> int:
+        """Rows that wait for Postgres, of those that `ready` has told of."""
+        return sum(count for segment, count in self._lines.items() if segment.path(EXECUTIONS).exists())
 
     def look(self) -> list[Segment]:
         """Sealed segments, oldest first; how many and how large they are is noted for `append` and the metrics."""
@@ -351,8 +340,7 @@ class Spool:
         ended = b"".join(Segment(home, number).read(EXECUTIONS) for number in numbers[-3:])
         lines = [crash(run) for run in read(home / RUNS) if f"{run.trace_id}\t{run.span_id}\t".encode() not in ended]
         if lines:
-            number = numbers[-1] + 1 if numbers else 1
-            Segment(home, number).write({EXECUTIONS: b"".join(lines), STEPS: b""})
+            Segment(home, _LAST_NUMBER).write({EXECUTIONS: b"".join(lines), STEPS: b""})
         (home / RUNS).unlink(missing_ok=True)
         if lines and self._observe is not None:
             self._observe(EXECUTIONS, lines)

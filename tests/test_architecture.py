@@ -23,6 +23,7 @@ OURS = {"app", "telemetry", "spanledger", "tests", "bench"}
 # A module imports its own layer and those below it, never one above.
 LAYERS = {
     "semconv": 0,
+    "aside": 0,
     "home": 0,
     "inflight": 0,
     "mapped": 0,
@@ -56,6 +57,7 @@ LAYERS = {
     "pipeline": 3,
     "configure": 3,
     "counts": 3,
+    "ledger": 3,
     "drain": 3,
     "__init__": 3,
 }
@@ -69,7 +71,7 @@ DEPENDENCIES: list[set[str]] = [
 PUBLIC = {
     *("AgentMonitor", "AlwaysRecord", "Inference", "Run", "Tool", "bind", "current_run"),
     *("Content", "Drain", "Prices", "Rejected", "Status", "Telemetry", "configure"),
-    *("OpenRun", "cancel_run", "open_runs", "settle"),
+    *("OpenRun", "cancel_run", "open_runs", "Ledger", "settle"),
 }
 
 # Heavyweights, loaded by the feature that needs them; for the library also what only its extras install.

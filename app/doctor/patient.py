@@ -108,6 +108,15 @@ class Patient:
             raise Away(f"no metrics at {self.url}/metrics")
         return self._metrics
 
+    def metrics_again(self) -> Metrics:
+        """What it counts now.
+
+        Raises:
+            Away: There are none.
+        """
+        self.__dict__.pop("_metrics", None)
+        return self.metrics
+
     @cached_property
     def _metrics(self) -> Metrics | None:
         with suppress(Away, ValueError):

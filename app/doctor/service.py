@@ -53,7 +53,7 @@ def tracing(patient: Patient) -> Finding:
     except Away:
         return skip("no metrics of the service")
     if labels is None:
-        return skip("the service is of a release that does not say", "Restart it after an upgrade.")
+        return skip("it has several workers, each with a provider of its own")
     sampler = labels["sampler"]
     short = sampler if len(sampler) <= SAMPLER_MAX else sampler[:SAMPLER_MAX] + "…"
     seen = f"{labels['provider']} tracer provider, sampler {short}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -93,6 +94,23 @@ def dropped_rows(patient: Patient) -> Finding:
     return ok("none since the service started")
 
 
+def ledger(patient: Patient) -> Finding:
+    """Does what came in add up to where it is? Asked again where it does not: a batch may be under way."""
+    for attempt in range(3):
+        try:
+            parts = patient.metrics_again().by("spanledger_ledger_unexplained", "part")
+        except Away:
+            return NO_METRICS
+        if not parts:
+            return ok("every execution and every row is accounted for")
+        if attempt < 2:
+            time.sleep(1)
+    return warn(
+        f"unexplained: {_counts(parts)}",
+        "GET /api/admin/ledger has the accounts, docs/api.md what they mean. With traffic, look again without.",
+    )
+
+
 def errors(patient: Patient) -> Finding:
     """Errors of the library itself since the service started."""
     try:
@@ -121,5 +139,6 @@ CHECKS = (
     Check("disk", disk),
     Check("rejected_rows", rejected_rows),
     Check("dropped_rows", dropped_rows),
+    Check("ledger", ledger),
     Check("errors", errors),
 )

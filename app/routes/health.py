@@ -6,13 +6,12 @@ import gzip
 import os
 from pathlib import Path
 
-import httpx
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 from prometheus_client.exposition import choose_encoder, gzip_accepted
 
 from app.database import Database
-from app.problems import Problem
+from app.supervisor import ask
 from telemetry import Drain, Telemetry
 
 router = APIRouter(tags=["health"])
@@ -64,13 +63,7 @@ def metrics(request: Request) -> Response:
 def _relay(supervisor: Path, request: Request) -> Response:
     """The metrics of all workers, from whoever adds them up, as this scraper wants them."""
     asked = {name: request.headers.get(name, "") for name in ("accept", "accept-encoding")}
-    try:
-        with httpx.Client(transport=httpx.HTTPTransport(uds=str(supervisor)), timeout=10) as client:
-            with client.stream("GET", "http://supervisor/metrics", headers=asked) as answer:
-                content = b"".join(answer.iter_raw())  # compressed as it was sent
-    except httpx.HTTPError as error:
-        reason = f"The supervisor does not answer ({type(error).__name__}): try again."
-        raise Problem(503, "Service Unavailable", reason, headers={"Retry-After": "5"}) from None
+    answer = ask(supervisor, "/metrics", asked)
     kept = ("content-type", "content-encoding", "vary")
     headers = {name: value for name, value in answer.headers.items() if name in kept}
-    return Response(content, answer.status_code, headers)
+    return Response(answer.content, answer.status, headers)

@@ -40,7 +40,7 @@ def counted(observed: Observed) -> dict[tuple[str, ...], float]:
     return {
         (sample.name, *(value for name, value in sorted(sample.labels.items()) if name not in SERVICE)): sample.value
         for sample in observed.samples()
-        if sample.value and sample.name.endswith(("_total", "_count"))
+        if sample.value and sample.name.endswith(("_total", "_count")) and "_ledger_" not in sample.name
     }
 
 

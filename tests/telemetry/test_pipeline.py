@@ -26,7 +26,8 @@ def numbers(observed: Observed) -> dict[str, float]:
         sample.name + "".join(f" {value}" for value in sample.labels.values()): sample.value
         for family in observed.registry.collect()
         for sample in family.samples
-        if "gen_ai_agent_name" not in sample.labels and sample.name != "spanledger_label_overflow_total"
+        if "gen_ai_agent_name" not in sample.labels
+        and not sample.name.startswith(("spanledger_label_overflow", "spanledger_overhead"))
     }
 
 
@@ -46,6 +47,9 @@ AT_REST = {
     "spanledger_spool_torn_lines_total": 0,
     "spanledger_spool_queued_lines_total": 0,
     "spanledger_runs_unrecorded_total": 0,
+    "spanledger_ledger_started_total": 0,
+    "spanledger_ledger_sealed_total": 0,
+    **{f"spanledger_ledger_unexplained {part}": 0 for part in ("door", "store")},
     "spanledger_tracer_provider_info other AlwaysOnSampler all": 1,
 }
 

@@ -244,3 +244,13 @@ def test_a_response_model_without_a_price_is_priced_as_the_one_asked_for(observe
         with observed.tracer.start_as_current_span("chat", attributes=asked) as span:
             span.set_attributes({"gen_ai.response.model": response_model, "gen_ai.usage.input_tokens": 1_000_000})
     assert [(step["cost_usd"], step["cost_source"]) for step in observed.steps] == [("0.150", "local")] * 2
+
+
+def test_one_execution_in_64_is_timed(observed: Observed) -> None:
+    for _ in range(128):
+        with observed.monitor.execution("a"), observed.tracer.start_as_current_span("plain"):
+            pass
+    assert observed.pipeline("spanledger_overhead_seconds_count") == 2
+    seconds = observed.pipeline("spanledger_overhead_seconds_sum")
+    assert seconds is not None
+    assert 0 < seconds < 10

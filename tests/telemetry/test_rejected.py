@@ -12,10 +12,12 @@ from pathlib import Path
 import pytest
 
 from app.database import Database
+from telemetry import aside
 from telemetry import rejected as rejected_module
+from telemetry.aside import REJECTED
 from telemetry.rejected import Rejected
 from telemetry.segment import EXECUTIONS, STEPS, VERSION, Segment
-from telemetry.spool import REJECTED, Spool
+from telemetry.spool import Spool
 from tests.telemetry.stored import EXECUTION_ROW, TRACE, execution, rows, sink, step
 
 A1, A2, A3 = (f"00000000000000a{number}" for number in (1, 2, 3))
@@ -33,7 +35,7 @@ def spooling(directory: Path) -> Iterator[Spool]:
 def set_aside(directory: Path, *span_ids: str, reason: str = "data") -> None:
     with spooling(directory) as spool:
         for span_id in span_ids:
-            spool.reject(EXECUTIONS, execution(span_id).line(), reason, f"why {span_id}")
+            aside.set_aside(spool.directory, EXECUTIONS, execution(span_id).line(), reason, f"why {span_id}")
 
 
 def listed(directory: Path, limit: int = 100) -> list[str]:
@@ -58,8 +60,8 @@ def waiting(directory: Path) -> list[bytes]:
 
 def test_a_record_says_which_row_it_is_and_why(tmp_path: Path) -> None:
     with spooling(tmp_path) as spool:
-        spool.reject(STEPS, step(agent_name="tab\tnl\nback\\").line(), "constraint", "so it is")
-        spool.reject(EXECUTIONS, b"t\tabc\n", "data", "too short")
+        aside.set_aside(spool.directory, STEPS, step(agent_name="tab\tnl\nback\\").line(), "constraint", "so it is")
+        aside.set_aside(spool.directory, EXECUTIONS, b"t\tabc\n", "data", "too short")
     page, cursor = Rejected(tmp_path).page(10)
     assert cursor is None
     assert [record.pop("at") > 1.7e9 for record in page] == [True, True]
@@ -185,7 +187,7 @@ def test_many_rows_make_several_segments_that_were_observed(
     monkeypatch.setattr(rejected_module, "SEGMENT_BYTES", bytes_a_segment)
     set_aside(tmp_path, A1, A2, A3)
     with spooling(tmp_path) as spool:
-        spool.reject(STEPS, step().line(), "data", "")
+        aside.set_aside(spool.directory, STEPS, step().line(), "data", "")
         assert Rejected(tmp_path).put_back() == {"put back": 4}
         segments = spool.ready()
         assert len(segments) == (4 if bytes_a_segment == 1 else 1)

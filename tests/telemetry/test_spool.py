@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
@@ -102,11 +101,10 @@ def test_lines_are_sealed_loaded_and_forgotten(spool: Spool, tmp_path: Path) -> 
 
 def test_only_the_owner_may_read_it(spool: Spool, tmp_path: Path) -> None:
     spool.append(EXECUTIONS, b"a\n")
-    spool.reject(STEPS, b"b\n", "data", "why")
     modes = {path.name.split(".", 1)[-1]: path.stat().st_mode & 0o777 for path in tmp_path.rglob("*")}
     assert modes == {
         spool.writer.name: 0o700,
-        **{"lock": 0o600, "v1.executions.open": 0o600, "v1.steps.open": 0o600, "ndjson": 0o600},
+        **{"lock": 0o600, "v1.executions.open": 0o600, "v1.steps.open": 0o600},
     }
 
 
@@ -608,55 +606,6 @@ def test_a_directory_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(NotADirectoryError):
         Spool(tmp_path / "file" / "spool")
-
-
-# Rejected rows
-
-
-def test_rejected_rows_stay_readable(spool: Spool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(time, "time", lambda: 1_700_000_000.5)
-    spool.reject(EXECUTIONS, b"a\tb\xff\n", "data", "no 'such' thing\n")
-    spool.reject(STEPS, b"\xf0\x9f\xa6\x89\n", "timestamp", "")
-    assert [json.loads(line) for line in (tmp_path / "rejected.ndjson").read_text().splitlines()] == [
-        {
-            "at": 1_700_000_000.5,
-            "table": "executions",
-            "reason": "data",
-            "detail": "no 'such' thing\n",
-            "line": "a\tb\ufffd\n",
-        },
-        {"at": 1_700_000_000.5, "table": "steps", "reason": "timestamp", "detail": "", "line": "🦉\n"},
-    ]
-    assert spool.ready() == []
-
-
-def test_rejected_rows_are_bounded(spool: Spool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "REJECTED_BYTES", 300)
-    for number in range(12):
-        spool.reject(EXECUTIONS, b"%d\n" % number, "data", "x")
-    kept = {
-        path.name: [json.loads(line)["line"] for line in path.read_text().splitlines()]
-        for path in tmp_path.iterdir()
-        if path.is_file()
-    }
-    assert set(kept) == {"rejected.ndjson", "rejected.1.ndjson"}
-    assert (
-        kept["rejected.1.ndjson"] + kept["rejected.ndjson"]
-        == [f"{number}\n" for number in range(12)][-sum(map(len, kept.values())) :]
-    )
-    assert sum(path.stat().st_size for path in tmp_path.iterdir() if path.is_file()) < 900
-
-
-def test_a_rejected_row_that_was_not_written_whole_is_an_error(tmp_path: Path) -> None:
-    script = """
-    resource.setrlimit(resource.RLIMIT_FSIZE, (40, resource.RLIM_INFINITY))
-    try:
-        spool.reject("steps", b"x\\n", "data", "")
-    except OSError as error:
-        print(error.strerror, flush=True)
-    """
-    with process(tmp_path, script) as other:
-        assert said(other) == "No space left on device"
 
 
 def test_who_seals_second_waits_for_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

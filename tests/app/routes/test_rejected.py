@@ -7,6 +7,7 @@ from click.testing import CliRunner
 
 from app.cli import spanledger
 from app.database import Database
+from telemetry.aside import set_aside
 from telemetry.segment import EXECUTIONS, STEPS, VERSION, Segment
 from telemetry.spool import Spool
 from tests.app.admin_client import get
@@ -20,10 +21,14 @@ URL = "/api/admin/rejected"
 def data_dir(tmp_path: Path) -> Path:
     """With three rows set aside, the last of which has no readable line."""
     spool = Spool(tmp_path / "spool")
-    spool.reject(EXECUTIONS, execution().line(), "data", "bad")
-    spool.reject(STEPS, step(agent_name=None).line(), "timestamp", "too old")
-    spool.reject(
-        EXECUTIONS, execution().line().replace(f"{END:%Y-%m-%d %H:%M:%S.%f}+00".encode(), b"soon"), "data", "?"
+    set_aside(spool.directory, EXECUTIONS, execution().line(), "data", "bad")
+    set_aside(spool.directory, STEPS, step(agent_name=None).line(), "timestamp", "too old")
+    set_aside(
+        spool.directory,
+        EXECUTIONS,
+        execution().line().replace(f"{END:%Y-%m-%d %H:%M:%S.%f}+00".encode(), b"soon"),
+        "data",
+        "?",
     )
     spool.close()
     return tmp_path
