@@ -159,7 +159,7 @@ class PostgresSink:
                 connection.close()
 
     def _load(self, batch: list[Segment]) -> None:
-        data = {table: b"".join([segment.read(table) for segment in batch]) for table in TABLES}
+        data = {table: [segment.read(table) for segment in batch] for table in TABLES}
         started = time.monotonic()
         self._loader.load(self._connected(), data)
         self.batches += 1
@@ -176,13 +176,14 @@ class PostgresSink:
         return self._connection
 
 
-def _first_end(data: dict[str, bytes]) -> float:
+def _first_end(data: dict[str, list[bytes]]) -> float:
     """When the first row ended, in seconds since the epoch.
 
     Raises:
         ValueError: It does not say.
     """
-    lines = [data[table][: data[table].find(b"\n")].split(b"\t") for table in TABLES if data[table]]
+    pieces = [next(filter(None, data[table]), b"") for table in TABLES]
+    lines = [piece[: piece.find(b"\n")].split(b"\t", _CREATED_AT + 1) for piece in pieces]
     ends = [line[_CREATED_AT].decode() for line in lines if len(line) > _CREATED_AT]
     return min(datetime.fromisoformat(end).timestamp() for end in ends)
 

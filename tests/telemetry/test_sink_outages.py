@@ -160,23 +160,22 @@ def terminate(database: Database, pid: int) -> None:
 def test_a_backend_that_is_terminated_in_the_middle_of_copy(
     database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, cut: str
 ) -> None:
-    def copy(connection: psycopg.Connection[Any], target: Any, table: str, data: bytes) -> None:
-        if table != cut:
-            original(connection, target, table, data)
-            return
-        with connection.cursor().copy(b"COPY " + target.as_bytes(connection) + b" FROM STDIN") as copy:
-            copy.write(data[:50])
-            terminate(database, connection.info.backend_pid)
-            copy.write(data[50:] * 10_000)
+    @contextmanager
+    def copying(connection: psycopg.Connection[Any], target: Any, table: str) -> Iterator[psycopg.Copy]:
+        with original(connection, target, table) as copy:
+            if table == cut:
+                copy.write(b"f\thalf a li")
+                terminate(database, connection.info.backend_pid)
+            yield copy
 
-    original = loader._copy
+    original = loader._copying
     with sink(tmp_path, database.sink_connection) as drained:
         if path == "staged":
             drained.put(execution(), step())
             assert drained.drain()
         drained.put(execution(), step())
         with monkeypatch.context() as patch:
-            patch.setattr(loader, "_copy", copy)
+            patch.setattr(loader, "_copying", copying)
             assert not drained.drain()
         assert (drained.failures, drained.guard.counts) == (1, {})
         assert drained.drain()
