@@ -96,7 +96,8 @@ class Counts(NamedTuple):
         return orjson.dumps([*counters, *self[4:9], sorted(self.agents)])
 
     def ended(self) -> Counts:
-        """What is left of them when the process has ended: nothing is open there, what was is recorded as crashed."""
+        """What they come to when the process has ended: what was open has ended too, in the spool, crashed or not."""
         executions = self.executions.copy()
-        executions["started"] = executions["ended"]
+        executions["spooled"] += executions["started"] - executions["ended"]
+        executions["ended"] = executions["started"]
         return self._replace(open_spans=0, in_flight=0, executions=executions)

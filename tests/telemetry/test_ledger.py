@@ -136,4 +136,4 @@ def test_a_drain_adds_up_the_processes(database: Database, tmp_path: Path) -> No
             assert drain.ledger() == Ledger(Door(2, 1, 1, 1, 0, 0), Store(1, 0, 1, 0, 0))
         assert drain.sink.drain()
         assert drain.sink.drain()
-        assert drain.ledger() == Ledger(Door(1, 0, 1, 1, 0, 0), Store(2, 0, 2, 0, 0))
+        assert drain.ledger() == Ledger(Door(2, 0, 2, 2, 0, 0), Store(2, 0, 2, 0, 0))
