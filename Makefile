@@ -4,7 +4,7 @@ LOCK := .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --gen
 	--no-emit-index-url --extra server --extra openai pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo doctor test check generate check-long coverage bench lock sbom compose-test clean runtime dev
+.PHONY: help run demo doctor test check generate check-long coverage bench bench-peers lock sbom compose-test clean runtime dev
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' Makefile
@@ -45,6 +45,9 @@ coverage: dev ## run the tests and fail below the coverage of pyproject.toml
 bench: dev ## print what a monitored call costs
 	@$(PY) -m bench $(ARGS)
 
+bench-peers: dev ## print it beside other libraries, each in an environment of its own
+	@$(PY) -m bench.peers
+
 lock: dev ## rewrite both lock files; ARGS=--upgrade for the newest versions
 	@$(LOCK) --output-file requirements.lock $(ARGS)
 	@$(LOCK) --group dev --constraint requirements.lock --output-file requirements-dev.lock $(ARGS)
@@ -59,7 +62,7 @@ clean: ## remove the environment, the components and every cache; keeps data
 	@# A container engine or a debootstrap that was killed leaves file systems mounted.
 	@[ ! -e /proc/mounts ] || awk -v at="$(CURDIR)/.components/" 'index($$2, at) == 1 {print $$2}' /proc/mounts \
 		| sort -r | xargs -r umount
-	@rm -rf .venv .components .coverage .coverage.* htmlcov dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	@rm -rf .venv .peers .components .coverage .coverage.* htmlcov dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	@find app telemetry migrations tests bench grafana -name __pycache__ -type d -prune -exec rm -rf {} +
 
 runtime:
