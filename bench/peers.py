@@ -28,9 +28,7 @@ class Side:
     def __init__(self, name: str, python: Path, directory: Path) -> None:
         directory.mkdir()
         command = [str(python), str(Path(__file__).with_name("peer.py")), name, str(directory)]
-        environment = (
-            {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"} if name == "spanledger" else {"PATH": "/usr/bin:/bin"}
-        )
+        ours = {"PYTHONPATH": str(ROOT)} if name == "spanledger" else {}
         self.process = subprocess.Popen(
             command,
             cwd=directory,
