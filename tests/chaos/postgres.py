@@ -116,8 +116,9 @@ class Postgres:
 
     def _run(self, program: str, *arguments: str, check: bool = False) -> int:
         command = [str(self._binaries / program), "-D", str(self._data), *arguments]
-        done = subprocess.run(command, check=check, cwd=self._directory, stdout=subprocess.DEVNULL, **self._as_user)
-        return done.returncode
+        output = subprocess.DEVNULL  # what it says is in its log
+        options = {"check": check, "cwd": self._directory, "stdout": output, "stderr": output, **self._as_user}
+        return subprocess.run(command, **options).returncode
 
 
 @contextmanager

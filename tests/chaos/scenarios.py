@@ -178,10 +178,11 @@ def everything(around: Surroundings) -> None:
 
 
 PAYLOAD = ("--payload", "6000")
+BUSY = ("--threads", "4", "--pause", "0.002")
 QUIET = ("--threads", "0", "--tasks", "4", "--payload", "2000")
 SCENARIOS = [
     Scenario("kill-workers", kill, Workers),
-    Scenario("kill-libraries", kill, Library),
+    Scenario("kill-libraries", kill, Library, BUSY),
     Scenario("recycle-workers", recycle, Workers),
     Scenario("recycle-libraries", recycle, Library),
     Scenario("postgres-killed", kill_postgres, Workers),

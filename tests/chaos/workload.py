@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("prefix")
     parser.add_argument("--tasks", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--pause", type=float, default=0.02)
+    parser.add_argument("--pause", type=float, default=0.006)
     parser.add_argument("--payload", type=int, default=500)
     arguments = parser.parse_args()
     tally = Tally(arguments.tally)
@@ -99,7 +99,7 @@ class Load:
         return Numbered(self._tally, self._prefix, next(self._numbers), self._input)
 
     def _pause_of(self, numbered: Numbered) -> float:
-        return self._pause * (40 if numbered.kind == 4 else 1)
+        return self._pause * (25 if numbered.kind == 4 else 1)
 
 
 class Numbered:
