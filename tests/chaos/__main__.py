@@ -17,9 +17,9 @@ from tests.chaos.scenarios import SCENARIOS, Scenario
 
 HEADER = (
     *("scenario", "s", "started", "ended", "rows", "crashed", "dropped", "rejected", "replayed"),
-    *("doubled", "counted", "call p50/p99/max ms", "before", "loop p99.9/max ms", "before"),
+    *("doubled", "counted", "queued", "call p50/p99/max ms", "before", "loop p99.9/max ms", "before"),
 )
-WIDTHS = (20, 4, 7, 7, 7, 7, 20, 8, 8, 7, 7, 20, 20, 17, 17)
+WIDTHS = (20, 4, 7, 7, 7, 7, 20, 8, 8, 7, 7, 7, 20, 20, 17, 17)
 
 
 def main() -> int:
@@ -71,7 +71,7 @@ def _played(scenario: Scenario, server: Postgres, rounds: int, seconds: float, s
 def _cells(outcome: Outcome) -> tuple[str, ...]:
     balance = outcome.balance
     dropped = ", ".join(f"{reason} {number}" for reason, number in balance.dropped.items()) or "0"
-    numbers = (balance.rejected, balance.replayed, balance.duplicates, balance.counted)
+    numbers = (balance.rejected, balance.replayed, balance.duplicates, balance.counted, balance.queued)
     return (
         *(outcome.scenario, f"{outcome.seconds:.0f}", str(balance.started), str(balance.ended), str(balance.stored)),
         *(str(balance.crashed), dropped, *map(str, numbers)),

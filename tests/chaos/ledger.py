@@ -32,6 +32,7 @@ class Balance(NamedTuple):
     replayed: int
     duplicates: int
     counted: int
+    queued: int  # lines that waited in memory, which a SIGKILL takes
     faults: list[str]
 
     @classmethod
@@ -50,7 +51,7 @@ class Balance(NamedTuple):
         missing += _missing_steps(stage, told, steps, faults)
         if len(missing) != sum(dropped.values()):
             faults.append(f"{len(missing)} rows are missing, {sum(dropped.values())} were dropped: {_some(missing)}")
-        counted = metrics["spanledger_executions_total"]
+        counted = metrics.get("spanledger_executions_total", {})
         faults += _compare_counts(stage, counted, statuses)
         rejected = int(sum(metrics["spanledger_rows_rejected_total"].values()))
         if rejected:
@@ -60,10 +61,17 @@ class Balance(NamedTuple):
         faults += _check(database_url)
         duplicates = sum(len(rows) - 1 for rows in found.values())
         return cls(
-            *(len(told.marks) * len(stage.agents), len(told.calls) * len(stage.agents), len(rows)),
-            *(statuses["crashed"], dropped, rejected),
-            int(metrics["spanledger_sink_rows_duplicate_total"]["executions"]),
-            *(duplicates, int(sum(counted.values())), faults),
+            started=len(told.marks) * len(stage.agents),
+            ended=len(told.calls) * len(stage.agents),
+            stored=len(rows),
+            crashed=statuses["crashed"],
+            dropped=dropped,
+            rejected=rejected,
+            replayed=int(metrics["spanledger_sink_rows_duplicate_total"]["executions"]),
+            duplicates=duplicates,
+            counted=int(sum(counted.values())),
+            queued=int(metrics["spanledger_spool_queued_lines_total"][""]),
+            faults=faults,
         )
 
 
@@ -105,10 +113,10 @@ def _missing_steps(stage: Stage, told: Told, steps: dict[str, int], faults: list
 
 
 def _compare_counts(stage: Stage, counted: dict[str, float], stored: Counter[str]) -> list[str]:
-    """Counters equal rows; those of a service that was killed began at 0 again, and may not be more."""
-    said = {status: int(number) for status, number in counted.items() if number}
+    """Counters equal rows. Those of a service that was killed end with its last scrape: the sum may not be more."""
+    said = {status: int(number + stage.counted[status]) for status, number in counted.items() if number}
     if stage.restarted:
-        return [f"/metrics has more than the rows: {said} for {dict(stored)}"] if Counter(said) - stored else []
+        return [f"/metrics had more than the rows: {said} for {dict(stored)}"] if Counter(said) - stored else []
     return [f"/metrics has {said}, the rows {dict(stored)}"] if said != stored else []
 
 

@@ -9,16 +9,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Literal
 
-State = Literal["up", "cut", "slow", "half-open"]
+State = Literal["up", "cut", "slow", "half-open", "deaf"]
 SLOW_BYTES = 64 << 10  # a second
 CHUNK = 16 << 10
+COMMITTED = b"COMMIT\0"  # as the server's answer says it
 
 
 class Link:
     """Listens on a loopback port and passes everything on to `target`, as its state lets it.
 
     `cut` ends every connection and refuses new ones; `slow` lets little through, late; `half-open` swallows what
-    comes, on the connections there are for ever, without a word to either side.
+    comes, on the connections there are for ever, without a word to either side; `deaf` ends a connection instead of
+    passing on that the server has committed.
     """
 
     def __init__(self, target: int) -> None:
@@ -40,7 +42,7 @@ class Link:
         finally:
             self._state = "up"
             for pair in self._pairs:
-                pair.slow = False
+                pair.suffer("up")
 
     def close(self) -> None:
         self._state = "cut"
@@ -65,8 +67,8 @@ class _Pair:
     """One connection, both ways."""
 
     def __init__(self, client: socket.socket, target: int) -> None:
-        self.slow = self.ended = False
-        self._lost = False
+        self.ended = False
+        self._slow = self._deaf = self._lost = False
         self._client = client
         self._target = target
         self._server: socket.socket | None = None
@@ -75,7 +77,7 @@ class _Pair:
         threading.Thread(target=self._connect, daemon=True).start()
 
     def suffer(self, state: State) -> None:
-        self.slow = state == "slow"
+        self._slow, self._deaf = state == "slow", state == "deaf"
         self._lost |= state == "half-open"
         if state == "cut":
             self._end()
@@ -92,8 +94,10 @@ class _Pair:
     def _pump(self, source: socket.socket, sink: socket.socket) -> None:
         with suppress(OSError):
             while data := source.recv(CHUNK):
-                if self.slow:
+                if self._slow:
                     time.sleep(0.05 + len(data) / SLOW_BYTES)
+                if self._deaf and COMMITTED in data and source is self._server:
+                    break
                 if not self._lost:
                     sink.sendall(data)
             if self._lost:  # the other side is never told

@@ -65,8 +65,8 @@ class Scenario:
 
 def kill(around: Surroundings) -> None:
     """SIGKILL of a random process that runs agents, at random moments"""
-    for _ in range(4 * around.rounds):
-        around.pause()
+    for _ in range(5 * around.rounds):
+        time.sleep(around.random.uniform(0.1, 1.0))
         around.stage.kill_one()
 
 
@@ -78,10 +78,12 @@ def recycle(around: Surroundings) -> None:
 
 
 def kill_service(around: Surroundings) -> None:
-    """SIGKILL of the process that stores and counts; it is started again"""
-    for _ in range(around.rounds):
-        around.pause()
-        around.stage.kill_service()
+    """SIGKILL of the process that stores and counts, also with rows it has counted and not stored; it comes back"""
+    for number in range(around.rounds):
+        with around.link.being("up" if number % 2 else "cut"):
+            around.pause()
+            around.pause()
+            around.stage.kill_service()
 
 
 def kill_postgres(around: Surroundings) -> None:
@@ -138,6 +140,15 @@ def half_open_link(around: Surroundings) -> None:
         pass
 
 
+def lose_commits(around: Surroundings) -> None:
+    """Postgres commits, and the connection ends before the sink hears of it"""
+    for _ in range(around.rounds):
+        with around.link.being("deaf"):
+            around.pause()
+            around.pause()
+        around.pause()
+
+
 def fill_disk(around: Surroundings) -> None:
     """the spool's disk is full, again and again as the sink frees room"""
     assert around.disk is not None
@@ -178,7 +189,7 @@ def everything(around: Surroundings) -> None:
 
 
 PAYLOAD = ("--payload", "6000")
-BUSY = ("--threads", "4", "--pause", "0.002")
+BUSY = ("--threads", "4", "--pause", "0.001")
 QUIET = ("--threads", "0", "--tasks", "4", "--payload", "2000")
 SCENARIOS = [
     Scenario("kill-workers", kill, Workers),
@@ -192,8 +203,9 @@ SCENARIOS = [
     Scenario("link-cut", cut_link, Library),
     Scenario("link-slow", slow_link, Library),
     Scenario("link-half-open", half_open_link, Library, degraded=True),
+    Scenario("commit-unheard", lose_commits, Library),
     Scenario("disk-full", fill_disk, Library, PAYLOAD, disk="small", lossy=True),
-    Scenario("disk-stalled", stall_disk, Library, QUIET, disk="stallable", loop_stall_ms=10.0),
+    Scenario("disk-stalled", stall_disk, Library, QUIET, disk="stallable", loop_stall_ms=25.0),
     Scenario("clock-back", step_clock_back, Library),
     Scenario("supervisor-killed", kill_service, Workers),
     Scenario("drain-killed", kill_service, Library),

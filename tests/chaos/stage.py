@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
@@ -47,6 +48,7 @@ class Stage:
         self.tallies = tallies
         self.random = random
         self.restarted = False
+        self.counted: Counter[str] = Counter()  # executions by status, by services that were killed
         self.heard: list[str] = []  # stderr of services that ended
         self._database_url = database_url
         self._port = free_port()
@@ -83,6 +85,8 @@ class Stage:
     def kill_service(self) -> None:
         """SIGKILL for whoever stores and counts; another is started as soon as the address is free."""
         self.restarted = True
+        with suppress(httpx.HTTPError):  # not up yet since the last time
+            self.counted.update(self.metrics().get("spanledger_executions_total", {}))
         self.service.process.send_signal(signal.SIGKILL)
         self.heard.append(self.service.process.communicate()[1])
         self._wait_for_the_address()
@@ -143,11 +147,14 @@ class Library(Stage):
         self._options = options
         self._count = processes
         self._processes: list[subprocess.Popen[bytes]] = []
+        self._groups: list[int] = []  # with what outlives its parent
         self._prefixes = count(1)
 
     def __exit__(self, *_: object) -> None:
+        for group in self._groups:
+            with suppress(ProcessLookupError):
+                os.killpg(group, signal.SIGKILL)
         for process in self._processes:
-            process.kill()
             process.wait()
         super().__exit__()
 
@@ -167,7 +174,9 @@ class Library(Stage):
         program = ("-m", "tests.chaos.workload", str(self.spool_dir), str(tally), prefix)
         command = [sys.executable, *program, *self._options]
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        self._processes.append(subprocess.Popen(command, cwd=ROOT, env=environment))
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True)
+        self._processes.append(process)
+        self._groups.append(process.pid)
 
     def kill_one(self) -> None:
         victim = self._processes.pop(self.random.randrange(len(self._processes)))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import signal
+import subprocess
 import threading
 import time
 from itertools import count
@@ -47,6 +48,8 @@ def main() -> None:
     tally = Tally(arguments.tally)
     telemetry = configure(spool_dir=arguments.spool_dir, resource=Resource({"service.name": "chaos"}))
     load = Load(tally, arguments.prefix, arguments.pause, arguments.payload)
+    # It outlives a SIGKILL of ours, and must not keep anything of us alive.
+    child = subprocess.Popen(["sleep", "600"], close_fds=False)
     threads = [threading.Thread(target=load.run_in_thread) for _ in range(arguments.threads)]
     for thread in threads:
         thread.start()
@@ -54,6 +57,8 @@ def main() -> None:
     for thread in threads:
         thread.join()
     telemetry.shutdown()
+    child.kill()
+    child.wait()
     tally.close()
 
 
