@@ -4,7 +4,7 @@ LOCK := .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --gen
 	--no-emit-index-url --extra server --extra openai pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo doctor test check generate check-long coverage bench bench-peers lock sbom compose-test clean runtime dev
+.PHONY: help run demo doctor test check generate check-long coverage chaos bench bench-peers lock sbom compose-test clean runtime dev
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' Makefile
@@ -41,6 +41,9 @@ compose-test: dev ## bring docker-compose.yml up, use it, take it down; as root,
 
 coverage: dev ## run the tests and fail below the coverage of pyproject.toml
 	@$(PY) -m pytest --cov $(ARGS)
+
+chaos: dev ## break everything under load, prove that nothing is lost; ARGS='--list', '--rounds 2 --seed 7 disk-full'
+	@$(PY) -m tests.chaos $(ARGS)
 
 bench: dev ## print what a monitored call costs
 	@$(PY) -m bench $(ARGS)

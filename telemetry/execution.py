@@ -103,13 +103,14 @@ class Identity(NamedTuple):
     ) -> Identity:
         context, parent = span.context, span.parent
         status, error_type, error_message = _outcome(span, attributes)
+        end = span.end_time or 0
         rest = {name: attributes[name] for name in attributes if name not in _COLUMNS}
         return cls(
             format_trace_id(context.trace_id),
             format_span_id(context.span_id),
             format_span_id(parent.span_id) if parent is not None else None,
-            span.start_time or 0,
-            span.end_time or 0,
+            min(span.start_time or 0, end),  # a clock that was set back meanwhile must not make it shorter than nothing
+            end,
             status,
             error_type,
             content.text(error_message) if error_message is not None else None,

@@ -140,9 +140,7 @@ class Spool:
         Raises:
             SpoolError: Nothing was written; reason is `spool_full`, `spool_closed`, `disk_error` or `disk_stalled`.
         """
-        if not self._lock.acquire(blocking=False) and (
-            self._is_stalled() or not self._lock.acquire(timeout=_PATIENCE_SECONDS)
-        ):
+        if not self._lock.acquire(blocking=False) and not self._acquire():
             self._enqueue(table, line)
             return
         try:
@@ -163,6 +161,16 @@ class Spool:
             raise SpoolError("disk_error", f"{self.writer}: {error.strerror or error}") from error
         finally:
             self._lock.release()
+
+    def _acquire(self) -> bool:
+        """Take the lock, unless whoever holds it waits for the disk; the rest, however many, are not long.
+
+        Without a disk that stalls no line may be left in memory, where a SIGKILL takes it.
+        """
+        while not self._is_on_disk("append", _PATIENCE_SECONDS):
+            if self._lock.acquire(timeout=_PATIENCE_SECONDS):
+                return True
+        return False
 
     def _next(self, size: int) -> OpenSegment | None:
         """Turn to a segment that has room for `size` bytes; None where only a disk that stalls could make it."""
@@ -198,8 +206,11 @@ class Spool:
 
     def _is_stalled(self) -> bool:
         """Whether a disk operation has been under way for too long."""
-        now = time.monotonic()
-        return any(since and now - since > _STALLED_SECONDS for since in self._disk_since.values())
+        return any(self._is_on_disk(who, _STALLED_SECONDS) for who in self._disk_since)
+
+    def _is_on_disk(self, who: str, seconds: float) -> bool:
+        since = self._disk_since[who]
+        return bool(since) and time.monotonic() - since > seconds
 
     @contextlib.contextmanager
     def _on_disk(self, who: str) -> Iterator[None]:
@@ -212,7 +223,8 @@ class Spool:
     def _is_full(self, size: int) -> bool:
         if time.monotonic() - self._looked < _LOOK_SECONDS or self._is_stalled():
             return True
-        self.look()
+        with self._on_disk("append"):
+            self.look()
         return self.pending_bytes() + size > self.max_bytes
 
     def prepare(self, service: Sequence[str | None]) -> None:
@@ -237,6 +249,9 @@ class Spool:
         with self._sealing, self._on_disk("seal"):
             if self.runs is not None:
                 self.runs.beat(time.time_ns())
+            # Before the open segment is put aside: a caller without room has to go to the disk itself.
+            with contextlib.suppress(OSError):  # it is tried again below
+                self._keep_spare()
             with self._lock:  # writers wait for the swap only, not for the disk
                 self._turn()
                 full, self._full = self._full, []
@@ -257,10 +272,13 @@ class Spool:
                 self._backlog += size
             if full:
                 _sync_directory(self.writer)
-            if self._spare is None and self._keeps_spare and not self._closed:
-                self._spare = self._make()
+            self._keep_spare()
             if refused is not None:
                 raise refused
+
+    def _keep_spare(self) -> None:
+        if self._spare is None and self._keeps_spare and not self._closed:
+            self._spare = self._make()
 
     def _unqueue(self, full: list[OpenSegment]) -> None:
         """Write what waits in memory, in further segments."""
@@ -285,7 +303,7 @@ class Spool:
             segment.discard()
             segment.segment.remove()
             if not self.writer.is_dir():
-                with self._lock:
+                with self._lock, self._on_disk("append"):
                     self._move()
             Segment(self.writer, next(self._numbers)).write(lines)
 
@@ -329,15 +347,18 @@ class Spool:
         """Seal what dead processes left open, and record the runs they did not end."""
         for home in abandoned(self.directory, self.writer):
             with contextlib.suppress(OSError):
-                for number in _numbers(home, OPEN):
+                opened = _numbers(home, OPEN)
+                for number in opened:
                     self.torn_lines += Segment(home, number).adopt()
                 if self._crash is not None:
-                    self._record_crashed(home, self._crash)
+                    self._record_crashed(home, opened, self._crash)
 
-    def _record_crashed(self, home: Path, crash: Callable[[OpenRun], bytes]) -> None:
+    def _record_crashed(self, home: Path, opened: list[int], crash: Callable[[OpenRun], bytes]) -> None:
         numbers = _numbers(home, EXECUTIONS)
-        # The row of a run comes just before its slot is given back: killed in between, it did end.
-        ended = b"".join(Segment(home, number).read(EXECUTIONS) for number in numbers[-3:])
+        # The row of a run comes just before its slot is given back: killed in between, it did end. It is in a segment
+        # that was open, whose number need not be the last, or one that was just sealed.
+        last = {*opened, *numbers[-3:]}
+        ended = b"".join(Segment(home, number).read(EXECUTIONS) for number in last)
         lines = [crash(run) for run in read(home / RUNS) if f"{run.trace_id}\t{run.span_id}\t".encode() not in ended]
         if lines:
             Segment(home, _LAST_NUMBER).write({EXECUTIONS: b"".join(lines), STEPS: b""})

@@ -26,6 +26,7 @@ LAYERS = {
     "aside": 0,
     "home": 0,
     "inflight": 0,
+    "deadline": 0,
     "mapped": 0,
     "segment": 0,
     "slots": 0,

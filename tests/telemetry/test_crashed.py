@@ -135,6 +135,29 @@ def test_a_run_killed_just_after_its_row_was_written_has_ended(
     assert by_agent(database)["ended"]["status"] == "success"
 
 
+def test_its_row_may_be_in_a_segment_that_is_not_the_last(observe: Observe, database: Database, tmp_path: Path) -> None:
+    script = """
+    spool = configured.spool
+    spool.seal = lambda: None
+    for number in range(5):
+        with monitor.execution(f"before {number}"):
+            pass
+        spool._turn()
+    spool._open = spool._full.pop(0)
+    def kill(*_):
+        print("open", flush=True)
+        time.sleep(60)
+    spool.runs.release = kill
+    with monitor.execution("ended"):
+        pass
+    """
+    killed(tmp_path / "spool", script)
+    observed = observe(connect=database.sink_connection, drain_interval=3600.0)
+    assert observed.telemetry.flush()
+    agents = [*(f"before {number}" for number in range(5)), "ended"]
+    assert {agent: row["status"] for agent, row in by_agent(database).items()} == dict.fromkeys(agents, "success")
+
+
 def test_a_run_of_an_instrumented_library_is_recorded_too(observe: Observe, database: Database, tmp_path: Path) -> None:
     script = """
     tracer = configured.tracer_provider.get_tracer("foreign")

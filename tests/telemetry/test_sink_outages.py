@@ -216,6 +216,34 @@ def test_the_service_gives_its_sink_ten_seconds_for_a_lock(database: Database) -
         assert connection.execute("SELECT current_setting('lock_timeout')").fetchone() == ("10s",)
 
 
+@on_both
+def test_a_server_that_says_nothing_is_left_after_a_while(
+    database: Database, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither an answer nor an end, as behind a proxy that has lost its other side."""
+
+    def connect() -> psycopg.Connection[Any]:
+        connection = database.sink_connection()
+        connection.execute("SET lock_timeout = 0")
+        connection.commit()
+        return connection
+
+    monkeypatch.setattr("telemetry.sink.PATIENCE_SECONDS", 0.2)
+    with sink(tmp_path, connect) as drained:
+        drained.put(execution(), step())
+        with database.sink_connection() as other:
+            other.execute("RESET ROLE")
+            other.execute("LOCK TABLE execution_steps IN ACCESS EXCLUSIVE MODE")
+            began = time.monotonic()
+            assert not drained.drain()
+            assert 0.2 <= time.monotonic() - began < 5
+            other.rollback()
+        assert [message.startswith(AWAY) for message in messages(caplog)] == [True]
+        assert (drained.failures, drained.guard.counts) == (1, {})
+        assert drained.drain()
+        assert_stored_once(database)
+
+
 # The schema
 
 

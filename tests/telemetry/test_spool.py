@@ -471,7 +471,7 @@ def test_a_segment_deleted_while_it_was_written_is_kept(spool: Spool) -> None:
     (spool.writer / "000000000001.v1.executions.open").unlink()
     spool.seal()
     assert (lines(spool), lines(spool, STEPS)) == ([b"a\n"], [b"b\n"])
-    assert [segment.number for segment in spool.ready()] == [2]
+    assert [segment.number for segment in spool.ready()] == [3]  # 2 is the spare
 
 
 def test_half_a_segment_is_never_left(spool: Spool) -> None:
@@ -505,7 +505,7 @@ def test_a_disk_that_will_not_commit_hands_on_every_segment(spool: Spool, monkey
 
 
 def test_a_disk_that_stalls_is_not_waited_for(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Callers use what room there is, then memory; then they are refused, and at no time do they wait."""
+    """Callers use what room there is, the spare too, then memory; then they are refused. At no time do they wait."""
     entered, leave = threading.Event(), threading.Event()
 
     def hang(*_: object) -> None:
@@ -524,19 +524,33 @@ def test_a_disk_that_stalls_is_not_waited_for(spool: Spool, monkeypatch: pytest.
         assert entered.wait(10)
         time.sleep(module._STALLED_SECONDS * 2)
         began = time.monotonic()
-        spool.append(EXECUTIONS, b"third...\n")  # no spare: the sealer hangs
+        spool.append(EXECUTIONS, b"third...\n")  # in the spare, made before the sealer hung
         spool.append(EXECUTIONS, b"fourth..\n")
+        assert spool.queued_lines == 0
+        spool.append(EXECUTIONS, b"fifth...\n")
+        spool.append(EXECUTIONS, b"sixth...\n")
         assert spool.queued_lines == 2
         assert refused(spool) == "disk_stalled"
         assert time.monotonic() - began < 5
-        assert spool.pending_bytes() == 36
+        assert spool.pending_bytes() == 54
         leave.set()
         sealer.join()
-    spool.append(EXECUTIONS, b"fifth...\n")
+    spool.append(EXECUTIONS, b"seventh.\n")
     spool.seal()
-    written = [b"first...\n", b"second..\n", b"third...\n", b"fourth..\n", b"fifth...\n"]
-    assert sorted(lines(spool)) == sorted(written)
-    assert spool.pending_bytes() == 45
+    words = (b"first...", b"second..", b"third...", b"fourth..", b"fifth...", b"sixth...", b"seventh.")
+    assert sorted(lines(spool)) == sorted(word + b"\n" for word in words)
+    assert spool.pending_bytes() == 63
+
+
+def test_a_caller_waits_for_others_who_do_not_wait_for_the_disk(spool: Spool) -> None:
+    """However long: a line that is left in memory is lost with the process."""
+    waiting = threading.Thread(target=spool.append, args=(EXECUTIONS, b"a\n"))
+    with spool._lock:
+        waiting.start()
+        waiting.join(module._PATIENCE_SECONDS * 10)
+        assert (waiting.is_alive(), spool.queued_lines) == (True, 0)
+    waiting.join(10)
+    assert (spool.queued_lines, spool._open is not None and spool._open.lines()[EXECUTIONS]) == (0, b"a\n")
 
 
 def test_a_caller_does_not_wait_for_another_who_waits_for_the_disk(
