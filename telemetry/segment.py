@@ -139,7 +139,7 @@ class OpenSegment:
 
     def lines(self) -> dict[str, bytes]:
         """What it holds."""
-        return {table: self._files[table].bytes[:size] for table, size in self._sizes.items()}
+        return {table: os.pread(self._files[table].fd, size, 0) for table, size in self._sizes.items()}
 
     def seal(self, sync: Callable[[int], None]) -> None:
         """Cut the files to their lines, commit them by `sync` and rename them, steps first.
@@ -151,6 +151,7 @@ class OpenSegment:
         refused: OSError | None = None
         for table in (STEPS, EXECUTIONS):
             file = self._files[table]
+            file.unmap()  # or each page that is written back interrupts every processor that runs this process
             try:
                 os.ftruncate(file.fd, self._sizes[table])
                 sync(file.fd)

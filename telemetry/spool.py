@@ -181,6 +181,10 @@ class Spool:
         self._keeps_spare = True
         return OpenSegment(Segment(self.writer, next(self._numbers)), max(SEGMENT_BYTES, capacity))
 
+    def _keep_spare(self) -> None:
+        if self._spare is None and self._keeps_spare and not self._closed:
+            self._spare = self._make()
+
     def _turn(self) -> None:
         """Put the open segment aside, to be sealed."""
         if self._open is not None:
@@ -240,6 +244,8 @@ class Spool:
             with self._lock:  # writers wait for the swap only, not for the disk
                 self._turn()
                 full, self._full = self._full, []
+            with contextlib.suppress(OSError):  # first: callers may need one now. Tried again below
+                self._keep_spare()
             refused: OSError | None = None
             try:
                 self._unqueue(full)
@@ -257,8 +263,7 @@ class Spool:
                 self._backlog += size
             if full:
                 _sync_directory(self.writer)
-            if self._spare is None and self._keeps_spare and not self._closed:
-                self._spare = self._make()
+            self._keep_spare()
             if refused is not None:
                 raise refused
 

@@ -471,7 +471,7 @@ def test_a_segment_deleted_while_it_was_written_is_kept(spool: Spool) -> None:
     (spool.writer / "000000000001.v1.executions.open").unlink()
     spool.seal()
     assert (lines(spool), lines(spool, STEPS)) == ([b"a\n"], [b"b\n"])
-    assert [segment.number for segment in spool.ready()] == [2]
+    assert [segment.number for segment in spool.ready()] == [3]  # 2 is the spare
 
 
 def test_half_a_segment_is_never_left(spool: Spool) -> None:
@@ -524,19 +524,22 @@ def test_a_disk_that_stalls_is_not_waited_for(spool: Spool, monkeypatch: pytest.
         assert entered.wait(10)
         time.sleep(module._STALLED_SECONDS * 2)
         began = time.monotonic()
-        spool.append(EXECUTIONS, b"third...\n")  # no spare: the sealer hangs
+        spool.append(EXECUTIONS, b"third...\n")  # fills the spare
         spool.append(EXECUTIONS, b"fourth..\n")
+        assert spool.queued_lines == 0
+        spool.append(EXECUTIONS, b"fifth...\n")  # no other spare: the sealer hangs
+        spool.append(EXECUTIONS, b"sixth...\n")
         assert spool.queued_lines == 2
         assert refused(spool) == "disk_stalled"
         assert time.monotonic() - began < 5
-        assert spool.pending_bytes() == 36
+        assert spool.pending_bytes() == 54
         leave.set()
         sealer.join()
-    spool.append(EXECUTIONS, b"fifth...\n")
+    spool.append(EXECUTIONS, b"seventh.\n")
     spool.seal()
-    written = [b"first...\n", b"second..\n", b"third...\n", b"fourth..\n", b"fifth...\n"]
+    written = [b"first...\n", b"second..\n", b"third...\n", b"fourth..\n", b"fifth...\n", b"sixth...\n", b"seventh.\n"]
     assert sorted(lines(spool)) == sorted(written)
-    assert spool.pending_bytes() == 45
+    assert spool.pending_bytes() == 63
 
 
 def test_a_caller_does_not_wait_for_another_who_waits_for_the_disk(
