@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan
-from opentelemetry.trace import StatusCode, format_span_id, format_trace_id
+from opentelemetry.trace import StatusCode, format_span_id
 
 from . import copytext, semconv
 from .caller import Caller
@@ -18,7 +18,9 @@ from .copytext import number, timestamp
 from .semconv import Status
 from .usage import NONE, Usage
 
-_NO_TOKENS = ("0",) * 6
+_NULL = copytext.NULL
+_NO_TOKENS = "\t".join("0" * 6)
+_NO_COST = "\t".join([_NULL] * 3)
 _NO_USAGE = (None,) * 5
 _TIMEOUTS = frozenset(
     {"timeout", "deadline_exceeded", "DeadlineExceeded", "APITimeoutError", "ReadTimeout", "ConnectTimeout"}
@@ -39,7 +41,7 @@ _COLUMNS = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """Which process a span comes from, from its resource. `columns` is the same as a row has it."""
+    """Which process a span comes from, from its resource. `columns` is the same as a row has it, `text` as a line."""
 
     name: str
     namespace: str | None
@@ -47,11 +49,13 @@ class Service:
     environment: str | None
     instance_id: str | None
     columns: tuple[str | None, ...] = field(init=False, repr=False, compare=False)
+    text: str = field(init=False, repr=False, compare=False)
     _hash: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         values = (self.name, self.namespace, self.version, self.environment, self.instance_id)
         object.__setattr__(self, "columns", values)
+        object.__setattr__(self, "text", "\t".join(copytext.fields(*values)))
         object.__setattr__(self, "_hash", hash(values))
 
     def __hash__(self) -> int:
@@ -103,20 +107,23 @@ class Identity(NamedTuple):
     ) -> Identity:
         context, parent = span.context, span.parent
         status, error_type, error_message = _outcome(span, attributes)
-        rest = {name: attributes[name] for name in attributes if name not in _COLUMNS}
+        rest = b"{}"
+        if not _COLUMNS.issuperset(attributes):
+            rest = content.encode({name: attributes[name] for name in attributes if name not in _COLUMNS}) or rest
+        first = attributes.get(semconv.TIME_TO_FIRST_CHUNK)
         return cls(
-            format_trace_id(context.trace_id),
-            format_span_id(context.span_id),
+            f"{context.trace_id:032x}",
+            f"{context.span_id:016x}",
             format_span_id(parent.span_id) if parent is not None else None,
             span.start_time or 0,
             span.end_time or 0,
             status,
             error_type,
             content.text(error_message) if error_message is not None else None,
-            _seconds(attributes.get(semconv.TIME_TO_FIRST_CHUNK)),
+            None if first is None else _seconds(first),
             caller,
             service,
-            content.encode(rest) or b"{}" if rest else b"{}",
+            rest,
         )
 
     def duration_ms(self) -> str:
@@ -153,33 +160,21 @@ class Execution(NamedTuple):
     def line(self) -> bytes:
         """The row as COPY text, columns in the order of `EXECUTION_COLUMNS`."""
         identity, own, total = self.identity, self.own, self.total
-        return copytext.line(
-            (
-                "t" if self.late else "f",
-                identity.trace_id,
-                identity.span_id,
-                identity.parent_span_id,
-                self.parent_agent_span_id,
-                timestamp(identity.start_time),
-                timestamp(identity.end_time),
-                "t" if self.is_root else "f",
-                identity.status,
-                self.agent_name,
-                self.agent_version,
-                *identity.caller,
-                *identity.service.columns,
-                identity.duration_ms(),
-                identity.time_to_first_chunk_ms(),
-                *(_NO_TOKENS if own is NONE else map(str, (own.tokens, *own[:5]))),
-                str(total.tokens),
-                self.model,
-                self.provider,
-                number(own.cost_usd),
-                number(total.cost_usd),
-                total.cost_source,
-                identity.error_type,
-                identity.error_message,
-            ),
+        above = self.parent_agent_span_id
+        # What a sender wrote is escaped; ids in hex, numbers and words of ours need no look.
+        agent, version, user, session, request, model, provider, error, message = copytext.fields(
+            *(self.agent_name, self.agent_version, *identity.caller),
+            *(self.model, self.provider, identity.error_type, identity.error_message),
+        )
+        first = _NULL if identity.time_to_first_chunk is None else identity.time_to_first_chunk_ms()
+        tokens = _NO_TOKENS if own is NONE else f"{own.tokens}\t" + "\t".join(map(str, own[:5]))
+        cost = _NO_COST if total is NONE else _cost_text(own, total)
+        return copytext.row(
+            f"{'t' if self.late else 'f'}\t{identity.trace_id}\t{identity.span_id}\t{identity.parent_span_id or _NULL}"
+            f"\t{above or _NULL}\t{timestamp(identity.start_time)}\t{timestamp(identity.end_time)}"
+            f"\t{'t' if above is None else 'f'}\t{identity.status}\t{agent}\t{version}\t{user}\t{session}\t{request}"
+            f"\t{identity.service.text}\t{identity.duration_ms()}\t{first}\t{tokens}\t{total.tokens}"
+            f"\t{model}\t{provider}\t{cost}\t{error}\t{message}",
             (identity.attributes, self.input, self.output),
         )
 
@@ -259,6 +254,11 @@ STEP_COLUMNS = (
 )
 
 
+def _cost_text(own: Usage, total: Usage) -> str:
+    costs = (number(own.cost_usd), number(total.cost_usd), total.cost_source)
+    return "\t".join([_NULL if cost is None else cost for cost in costs])
+
+
 def _seconds(value: object) -> float | None:
     """A duration a sender stated, if it is one."""
     return float(value) if isinstance(value, int | float) and 0 <= value < math.inf else None
@@ -268,10 +268,10 @@ def _outcome(span: ReadableSpan, attributes: Mapping[str, Any]) -> tuple[str, st
     """Status, error type and message. Our own spans say `cancelled` by attribute: it is no error."""
     stated = attributes.get(semconv.STATUS)
     error_type = attributes.get(semconv.ERROR_TYPE)
-    failed = span.status.status_code is StatusCode.ERROR or error_type is not None
-    if not failed:
-        return _STATUSES.get(stated, _SUCCESS), None, None
-    message = span.status.description
+    outcome = span.status
+    if error_type is None and outcome.status_code is not StatusCode.ERROR:
+        return _SUCCESS if stated is None else _STATUSES.get(stated, _SUCCESS), None, None
+    message = outcome.description
     for event in span.events if error_type is None or message is None else ():
         if event.name == "exception" and event.attributes:
             error_type = error_type or event.attributes.get("exception.type")

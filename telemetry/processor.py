@@ -11,7 +11,7 @@ import orjson
 from opentelemetry.context import Context
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
-from opentelemetry.trace import SpanContext, format_span_id
+from opentelemetry.trace import format_span_id
 from prometheus_client import Histogram
 
 from . import semconv
@@ -69,7 +69,7 @@ class ExecutionProcessor(SpanProcessor):
         """Enter the span; under an execution it learns its agent's name and the caller's ids."""
         began = time.perf_counter()
         try:
-            attributes: dict[str, Any] = span.attributes.copy()  # type: ignore[union-attr]  # a plain dict, to read fast
+            attributes = _attributes(span)
             opened = self._spans.start(span.context, span.parent, attributes)
             if opened.learns:
                 learned = opened.caller.missing(attributes)
@@ -115,7 +115,9 @@ class ExecutionProcessor(SpanProcessor):
                 _span_id(opened.execution),
                 *opened.caller,
             ]
-            opened.slot = runs.take(*_id_bytes(span.context), opened.started_at, orjson.dumps(document))
+            context = span.context
+            opened.ids = context.trace_id.to_bytes(16, "big") + context.span_id.to_bytes(8, "big")
+            opened.slot = runs.take(opened.ids, opened.started_at, orjson.dumps(document))
 
     def _end(self, span: ReadableSpan) -> None:
         began = time.perf_counter()
@@ -129,13 +131,13 @@ class ExecutionProcessor(SpanProcessor):
         finally:  # after its row is written, or it could be lost in between
             runs = self._spool.runs
             if opened is not None and opened.slot is not None and runs is not None:
-                runs.release(opened.slot, *_id_bytes(span.context))
+                runs.release(opened.slot, opened.ids)
                 opened.slot = None
             if opened is not None and opened.overhead:
                 self._overhead.observe(opened.overhead + time.perf_counter() - began)
 
     def _end_entered(self, span: ReadableSpan, opened: OpenSpan | None) -> None:
-        attributes: dict[str, Any] = span.attributes.copy()  # type: ignore[union-attr]  # a plain dict, to read fast
+        attributes = _attributes(span)
         operation = semconv.string(attributes, semconv.OPERATION)
         if operation is None:
             return
@@ -301,8 +303,13 @@ class ExecutionProcessor(SpanProcessor):
         return service
 
 
-def _id_bytes(context: SpanContext) -> tuple[bytes, bytes]:
-    return context.trace_id.to_bytes(16, "big"), context.span_id.to_bytes(8, "big")
+def _attributes(span: ReadableSpan) -> dict[str, Any]:
+    """The attributes of a span, as a dict to read from."""
+    try:
+        # The SDK's own dict: its public copy takes a proxy, a length and a copy, on the path of every call.
+        return span._attributes._dict  # type: ignore[union-attr,no-any-return]
+    except AttributeError:
+        return dict(span.attributes or {})
 
 
 def _span_id(opened: OpenSpan | None) -> str | None:

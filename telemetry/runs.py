@@ -29,9 +29,11 @@ class OpenSpan:
         "ended",
         "execution",
         "holds_execution",
+        "ids",
         "input",
         "learns",
         "model",
+        "operation",
         "output",
         "overhead",
         "own",
@@ -48,18 +50,15 @@ class OpenSpan:
 
     def __init__(self, span_id: int, attributes: Mapping[str, Any], parent: OpenSpan | None) -> None:
         operation = attributes.get(semconv.OPERATION)
+        self.operation = operation
         self.span_id = span_id
         self.parent = parent
         self.execution: OpenSpan | None = None
-        caller = stated = Caller(
-            semconv.string(attributes, semconv.USER_ID),
-            semconv.string(attributes, semconv.SESSION_ID),
-            semconv.string(attributes, semconv.REQUEST_ID),
-        )
+        caller = stated = Caller.stated(attributes)
         if parent is not None:
             self.execution = parent if parent.holds_execution else parent.execution
             caller = caller.over(parent.caller)
-        self.caller = caller.over(bound_caller())
+        self.caller = caller.over(bound_caller()) if None in caller else caller
         self.learns = self.execution is not None or self.caller is not stated
         # A model call outside any agent is an execution of its own: its usage never waits for an agent to come.
         self.holds_execution = operation == semconv.INVOKE_AGENT or (
@@ -77,6 +76,7 @@ class OpenSpan:
         self.overhead = 0.0  # seconds its start took here, where that is measured
         self.started_at = 0  # of an execution, in ns since the epoch
         self.slot: int | None = None  # where it is recorded, so that it is not lost with the process
+        self.ids = b""  # trace and span id, as it is recorded there
         self.covered = False
         self.ended = False
         self.input: bytes | None = None
@@ -126,21 +126,21 @@ class OpenSpans:
         """Enter a span."""
         above = None
         if parent is not None:
-            key = (parent.trace_id, parent.span_id)
+            key = _key(parent)
             above = self._open.get(key) or self._ended.get(key)
         opened = OpenSpan(context.span_id, attributes, above)
         if len(self._open) >= self.limit:
             self._evict()
-        self._open[context.trace_id, context.span_id] = opened
+        self._open[_key(context)] = opened
         return opened
 
     def get(self, context: SpanContext) -> OpenSpan | None:
         """The entry of an open span."""
-        return self._open.get((context.trace_id, context.span_id))
+        return self._open.get(_key(context))
 
     def pop(self, context: SpanContext) -> OpenSpan | None:
         """Take out a span that ends; None when it never started here, or was forgotten long ago."""
-        key = (context.trace_id, context.span_id)
+        key = _key(context)
         opened = self._open.pop(key, None)
         if opened is None:
             return self._ended.get(key)  # evicted
@@ -204,6 +204,11 @@ class OpenSpans:
         self._ended[key] = opened
         if len(self._ended) > self.remembered:
             _pop_oldest(self._ended)
+
+
+def _key(context: SpanContext) -> tuple[int, int]:
+    """Trace and span id. A SpanContext is a tuple that begins with them, which is quicker than its properties."""
+    return context[:2]
 
 
 def _pop_oldest(spans: OrderedDict[tuple[int, int], OpenSpan]) -> tuple[tuple[int, int], OpenSpan] | None:

@@ -149,7 +149,7 @@ class Spool:
             if self._closed:
                 raise SpoolError("spool_closed", "the spool is closed")
             size = len(line)
-            if self.pending_bytes() + size > self.max_bytes and self._is_full(size):
+            if self._backlog + self._unsealed + self._queued + size > self.max_bytes and self._is_full(size):
                 raise SpoolError("spool_full", f"the spool holds its {self.max_bytes} bytes already")
             segment = self._open
             if segment is None or not segment.put(table, line):
