@@ -159,23 +159,22 @@ class Execution(NamedTuple):
 
     def line(self) -> bytes:
         """The row as COPY text, columns in the order of `EXECUTION_COLUMNS`."""
-        identity, own, total = self.identity, self.own, self.total
-        above = self.parent_agent_span_id
+        # A field of a named tuple costs as much as a small call: both are unpacked at once.
+        identity, agent, version, above, own, total, model, provider, late, given, answer = self
+        trace_id, span_id, parent, start, end, status, error, message, chunk, caller, service, rest = identity
         # What a sender wrote is escaped; ids in hex, numbers and words of ours need no look.
         agent, version, user, session, request, model, provider, error, message = copytext.fields(
-            *(self.agent_name, self.agent_version, *identity.caller),
-            *(self.model, self.provider, identity.error_type, identity.error_message),
+            agent, version, *caller, model, provider, error, message
         )
-        first = _NULL if identity.time_to_first_chunk is None else identity.time_to_first_chunk_ms()
+        first = _NULL if chunk is None else identity.time_to_first_chunk_ms()
         tokens = _NO_TOKENS if own is NONE else f"{own.tokens}\t" + "\t".join(map(str, own[:5]))
         cost = _NO_COST if total is NONE else _cost_text(own, total)
         return copytext.row(
-            f"{'t' if self.late else 'f'}\t{identity.trace_id}\t{identity.span_id}\t{identity.parent_span_id or _NULL}"
-            f"\t{above or _NULL}\t{timestamp(identity.start_time)}\t{timestamp(identity.end_time)}"
-            f"\t{'t' if above is None else 'f'}\t{identity.status}\t{agent}\t{version}\t{user}\t{session}\t{request}"
-            f"\t{identity.service.text}\t{identity.duration_ms()}\t{first}\t{tokens}\t{total.tokens}"
-            f"\t{model}\t{provider}\t{cost}\t{error}\t{message}",
-            (identity.attributes, self.input, self.output),
+            f"{'t' if late else 'f'}\t{trace_id}\t{span_id}\t{parent or _NULL}\t{above or _NULL}"
+            f"\t{timestamp(start)}\t{timestamp(end)}\t{'t' if above is None else 'f'}\t{status}\t{agent}\t{version}"
+            f"\t{user}\t{session}\t{request}\t{service.text}\t{identity.duration_ms()}\t{first}"
+            f"\t{tokens}\t{total.input_tokens + total.output_tokens}\t{model}\t{provider}\t{cost}\t{error}\t{message}",
+            (rest, given, answer),
         )
 
 

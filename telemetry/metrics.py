@@ -218,7 +218,7 @@ class Metrics:
         error = "" if identity.error_type is None else self._error(identity.error_type)
         key = (execution.agent_name, identity.status, error)
         outcome = outcomes.get(key) or self._outcome(identity.service, *key)
-        seconds = identity.seconds
+        seconds = (identity.end_time - identity.start_time) / 1e9
         exemplar = None
         if outcome.wants_exemplar(seconds, identity.end_time):
             exemplar = {"trace_id": identity.trace_id, "span_id": identity.span_id}

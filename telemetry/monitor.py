@@ -185,7 +185,7 @@ class Run(Scope):
         if self.output is not _UNSET:
             opened.output = runtime.content.encode(self.output)
         total = opened.total
-        if total.tokens:
+        if total is not NONE and total.tokens:
             span.set_attribute(semconv.INPUT_TOKENS, total.input_tokens)
             span.set_attribute(semconv.OUTPUT_TOKENS, total.output_tokens)
         if runtime.capture_content:

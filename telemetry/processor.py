@@ -138,9 +138,10 @@ class ExecutionProcessor(SpanProcessor):
 
     def _end_entered(self, span: ReadableSpan, opened: OpenSpan | None) -> None:
         attributes = _attributes(span)
-        operation = semconv.string(attributes, semconv.OPERATION)
+        operation = attributes.get(semconv.OPERATION)
         if operation is None:
             return
+        operation = str(operation)
         service = self._service_of(span.resource)
         if opened is None:  # never started here, or forgotten: it stands alone, and its steps tell its usage
             opened = OpenSpan(span.context.span_id, attributes, None)

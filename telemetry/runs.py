@@ -100,6 +100,9 @@ class OpenSpans:
 
     Bounded: beyond `limit` the oldest open span is taken for ended, though it is not, and counted in `evicted`; what
     belongs to it is late from then on. The last `remembered` are kept for children that start or end later.
+
+    Keys are trace and span id: a SpanContext is a tuple that begins with them, and a slice is one step where its
+    properties are two calls.
     """
 
     def __init__(self, limit: int = 100_000, remembered: int = 256) -> None:
@@ -126,26 +129,28 @@ class OpenSpans:
         """Enter a span."""
         above = None
         if parent is not None:
-            key = _key(parent)
+            key = parent[:2]
             above = self._open.get(key) or self._ended.get(key)
         opened = OpenSpan(context.span_id, attributes, above)
         if len(self._open) >= self.limit:
             self._evict()
-        self._open[_key(context)] = opened
+        self._open[context[:2]] = opened
         return opened
 
     def get(self, context: SpanContext) -> OpenSpan | None:
         """The entry of an open span."""
-        return self._open.get(_key(context))
+        return self._open.get(context[:2])
 
     def pop(self, context: SpanContext) -> OpenSpan | None:
         """Take out a span that ends; None when it never started here, or was forgotten long ago."""
-        key = _key(context)
+        key = context[:2]
         opened = self._open.pop(key, None)
         if opened is None:
             return self._ended.get(key)  # evicted
         if opened.holds_execution or opened.execution is not None:
-            self._remember(key, opened)
+            self._ended[key] = opened  # as `_remember` does it
+            if len(self._ended) > self.remembered:
+                _pop_oldest(self._ended)
         return opened
 
     def cancel(self, trace_id: int, span_id: int) -> None:
@@ -181,7 +186,8 @@ class OpenSpans:
             above = opened.execution
             late = opened.ended or (above is not None and above.ended)
             opened.ended = True
-            self._add_to_open(above, opened.total)
+            if above is not None:
+                self._add_to_open(above, opened.total)
             return Ended(opened.own, opened.total, late)
 
     def _add_to_open(self, above: OpenSpan | None, usage: Usage) -> None:
@@ -204,11 +210,6 @@ class OpenSpans:
         self._ended[key] = opened
         if len(self._ended) > self.remembered:
             _pop_oldest(self._ended)
-
-
-def _key(context: SpanContext) -> tuple[int, int]:
-    """Trace and span id. A SpanContext is a tuple that begins with them, which is quicker than its properties."""
-    return context[:2]
 
 
 def _pop_oldest(spans: OrderedDict[tuple[int, int], OpenSpan]) -> tuple[tuple[int, int], OpenSpan] | None:

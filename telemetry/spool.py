@@ -34,6 +34,7 @@ from .slots import RUNS, OpenRun, Slots, read
 __all__ = ["EXECUTIONS", "STEPS", "TABLES", "Segment", "Spool", "SpoolError"]
 
 SEGMENT_BYTES = 1 << 20  # of each table; a fuller segment gives way to the next
+_LEAST_PRESENT = 64 << 10  # bytes of each table whose pages are in memory, beside twice what the last segment had
 QUEUE_BYTES = 8 << 20  # of lines that wait in memory for a disk that stalls
 _LAST_NUMBER = 10**12 - 1  # of the segment of crashed runs: none that was there before, loaded or not, had it
 _LOOK_SECONDS = 5.0  # between two looks at a full spool that others may be draining
@@ -97,6 +98,7 @@ class Spool:
         self._open: OpenSegment | None = None
         self._spare: OpenSegment | None = None
         self._full: list[OpenSegment] = []
+        self._expected = dict.fromkeys(TABLES, SEGMENT_BYTES)  # bytes of lines in the next segment
         self._queue: deque[tuple[str, bytes]] = deque()
         self._queued = 0  # bytes in the queue
         self._queueing = threading.Lock()
@@ -179,7 +181,8 @@ class Spool:
 
     def _make(self, capacity: int = 0) -> OpenSegment:
         self._keeps_spare = True
-        return OpenSegment(Segment(self.writer, next(self._numbers)), max(SEGMENT_BYTES, capacity))
+        segment = Segment(self.writer, next(self._numbers))
+        return OpenSegment(segment, max(SEGMENT_BYTES, capacity), self._expected)
 
     def _keep_spare(self) -> None:
         if self._spare is None and self._keeps_spare and not self._closed:
@@ -189,6 +192,7 @@ class Spool:
         """Put the open segment aside, to be sealed."""
         if self._open is not None:
             self._full.append(self._open)
+            self._expected = {table: 2 * size + _LEAST_PRESENT for table, size in self._open.sizes.items()}
             self._open = None
 
     def _enqueue(self, table: str, line: bytes) -> None:
@@ -244,14 +248,14 @@ class Spool:
             with self._lock:  # writers wait for the swap only, not for the disk
                 self._turn()
                 full, self._full = self._full, []
-            with contextlib.suppress(OSError):  # first: callers may need one now. Tried again below
-                self._keep_spare()
             refused: OSError | None = None
             try:
                 self._unqueue(full)
             except OSError as error:
                 refused = error
             for segment in full:
+                with contextlib.suppress(OSError):  # callers may need one before the disk is done. Tried again below
+                    self._keep_spare()
                 self._disk_since["seal"] = time.monotonic()  # each of them is waited for anew
                 try:
                     self._seal(segment)
