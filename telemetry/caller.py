@@ -25,7 +25,7 @@ class Caller(NamedTuple):
         if user_id is None and session_id is None and request_id is None:
             return NOBODY
         if type(user_id) is type(session_id) is type(request_id) is str:  # nearly always all or none
-            return cls(user_id, session_id, request_id)
+            return tuple.__new__(cls, (user_id, session_id, request_id))  # past a named tuple's own `__new__`
         return cls(_text(user_id), _text(session_id), _text(request_id))
 
     def over(self, other: Caller) -> Caller:

@@ -111,7 +111,7 @@ class Identity(NamedTuple):
         if not _COLUMNS.issuperset(attributes):
             rest = content.encode({name: attributes[name] for name in attributes if name not in _COLUMNS}) or rest
         first = attributes.get(semconv.TIME_TO_FIRST_CHUNK)
-        return cls(
+        fields = (
             f"{context.trace_id:032x}",
             f"{context.span_id:016x}",
             format_span_id(parent.span_id) if parent is not None else None,
@@ -125,6 +125,7 @@ class Identity(NamedTuple):
             service,
             rest,
         )
+        return tuple.__new__(cls, fields)  # past a named tuple's own `__new__`, a call of Python from C
 
     def duration_ms(self) -> str:
         """How long it took, to the nanosecond, as the span has it."""
@@ -163,15 +164,18 @@ class Execution(NamedTuple):
         identity, agent, version, above, own, total, model, provider, late, given, answer = self
         trace_id, span_id, parent, start, end, status, error, message, chunk, caller, service, rest = identity
         # What a sender wrote is escaped; ids in hex, numbers and words of ours need no look.
-        agent, version, user, session, request, model, provider, error, message = copytext.fields(
-            agent, version, *caller, model, provider, error, message
-        )
+        who = _known_agents.get((agent, version)) or _agent_text(agent, version)
+        user, session, request = copytext.fields(*caller)
+        if model is provider is error is message is None:
+            model = provider = error = message = _NULL
+        else:
+            model, provider, error, message = copytext.fields(model, provider, error, message)
         first = _NULL if chunk is None else identity.time_to_first_chunk_ms()
         tokens = _NO_TOKENS if own is NONE else f"{own.tokens}\t" + "\t".join(map(str, own[:5]))
         cost = _NO_COST if total is NONE else _cost_text(own, total)
         return copytext.row(
             f"{'t' if late else 'f'}\t{trace_id}\t{span_id}\t{parent or _NULL}\t{above or _NULL}"
-            f"\t{timestamp(start)}\t{timestamp(end)}\t{'t' if above is None else 'f'}\t{status}\t{agent}\t{version}"
+            f"\t{timestamp(start)}\t{timestamp(end)}\t{'t' if above is None else 'f'}\t{status}\t{who}"
             f"\t{user}\t{session}\t{request}\t{service.text}\t{identity.duration_ms()}\t{first}"
             f"\t{tokens}\t{total.input_tokens + total.output_tokens}\t{model}\t{provider}\t{cost}\t{error}\t{message}",
             (rest, given, answer),
@@ -251,6 +255,16 @@ STEP_COLUMNS = (
     *("tool_name", "request_model", "response_model", "provider", *_TOKEN_COLUMNS, "cost_usd", "cost_source"),
     *_LAST_COLUMNS,
 )
+
+
+_known_agents: dict[tuple[str, str | None], str] = {}
+
+
+def _agent_text(agent: str, version: str | None) -> str:
+    text = "\t".join(copytext.fields(agent, version))
+    if len(_known_agents) < 1024 and len(text) < 256:
+        _known_agents[agent, version] = text
+    return text
 
 
 def _cost_text(own: Usage, total: Usage) -> str:

@@ -27,6 +27,7 @@ from .usage import Usage, read_tokens
 
 DROP_REASONS = ("disk_error", "disk_stalled", "error", "spool_closed", "spool_full")
 _MOST_USD = 1_000_000  # a dearer call is a sender's mistake
+_MOST_AGENTS = 1024  # whose names are kept
 _SAMPLED = 64  # of so many executions, one is timed
 _FUTURE = 3600 * 1_000_000_000  # ns a sender's clock may be ahead
 
@@ -64,6 +65,7 @@ class ExecutionProcessor(SpanProcessor):
         self._overhead = overhead
         self._retention = int(retention * 1e9)
         self._service: tuple[Resource | None, Service] = (None, Service("", None, None, None, None))
+        self._agents: set[str] = set()  # of that service, known to the metrics: a name is quicker to find than both
 
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:
         """Enter the span; under an execution it learns its agent's name and the caller's ids."""
@@ -78,7 +80,9 @@ class ExecutionProcessor(SpanProcessor):
                 span.set_attributes(learned)
             if opened.holds_execution:
                 self.executions["started"] = started = self.executions["started"] + 1
-                self._metrics.know_agent(self._service_of(span.resource), opened.agent_name or semconv.UNATTRIBUTED)
+                service, agent = self._service_of(span.resource), opened.agent_name or semconv.UNATTRIBUTED
+                if agent not in self._agents:
+                    self._know_agent(service, agent)
                 self._record(span, attributes, opened)
                 if started % _SAMPLED == 0:
                     opened.overhead = time.perf_counter() - began
@@ -101,6 +105,11 @@ class ExecutionProcessor(SpanProcessor):
             self._guard.report("spool")
             return False
         return True
+
+    def _know_agent(self, service: Service, agent: str) -> None:
+        self._metrics.know_agent(service, agent)
+        if len(self._agents) < _MOST_AGENTS:
+            self._agents.add(agent)
 
     def _record(self, span: Span, attributes: dict[str, Any], opened: OpenSpan) -> None:
         """Note the run where it can be found when this process is killed."""
@@ -205,11 +214,12 @@ class ExecutionProcessor(SpanProcessor):
 
     def _execution(self, identity: Identity, attributes: dict[str, Any], opened: OpenSpan) -> Execution:
         own, total, late = self._spans.end_execution(opened)
-        return Execution(
+        above = opened.execution
+        fields = (
             identity,
             opened.agent_name or semconv.UNATTRIBUTED,
             semconv.string(attributes, semconv.AGENT_VERSION),
-            _span_id(opened.execution),
+            None if above is None else format_span_id(above.span_id),
             own,
             total,
             opened.model or semconv.string(attributes, semconv.REQUEST_MODEL),
@@ -218,6 +228,7 @@ class ExecutionProcessor(SpanProcessor):
             opened.input or self._payload(attributes, semconv.INPUT_MESSAGES),
             opened.output or self._payload(attributes, semconv.OUTPUT_MESSAGES),
         )
+        return tuple.__new__(Execution, fields)  # past a named tuple's own `__new__`, a call of Python from C
 
     def _add_own_report(self, identity: Identity, attributes: dict[str, Any], opened: OpenSpan) -> None:
         """Usage an agent span states beyond what its descendants reported becomes a step of its own.
@@ -301,6 +312,7 @@ class ExecutionProcessor(SpanProcessor):
         if resource is not known:
             service = Service.from_resource(resource)
             self._service = (resource, service)
+            self._agents = set()
         return service
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from opentelemetry.trace import SpanContext
 
@@ -85,14 +85,6 @@ class OpenSpan:
     def forget(self) -> None:
         """Let go of what only an open span needs: a remembered one would keep payloads and results alive."""
         self.parent = self.run = self.input = self.output = None
-
-
-class Ended(NamedTuple):
-    """What an execution gathered: its own usage, and with its sub-agents'; late when something ended before it."""
-
-    own: Usage
-    total: Usage
-    late: bool
 
 
 class OpenSpans:
@@ -180,15 +172,18 @@ class OpenSpans:
             holder.provider = provider or holder.provider
             return True
 
-    def end_execution(self, opened: OpenSpan) -> Ended:
-        """Close an execution's books and pass its total on to the execution above."""
+    def end_execution(self, opened: OpenSpan) -> tuple[Usage, Usage, bool]:
+        """Close an execution's books and pass its total on to the execution above.
+
+        Its own usage, that with its sub-agents', and whether it is late: something ended before it.
+        """
         with self._lock:
             above = opened.execution
             late = opened.ended or (above is not None and above.ended)
             opened.ended = True
             if above is not None:
                 self._add_to_open(above, opened.total)
-            return Ended(opened.own, opened.total, late)
+            return opened.own, opened.total, late
 
     def _add_to_open(self, above: OpenSpan | None, usage: Usage) -> None:
         """Pass usage to the nearest execution still open; those that ended before are settled where they are stored."""
