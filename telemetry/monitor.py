@@ -88,7 +88,7 @@ class Run(Scope):
     """One execution of an agent. Set `output` to what it produced; `items` says how much of what."""
 
     def __init__(self, runtime: Runtime | None, agent: str, attributes: dict[str, Any], payload: Any) -> None:
-        super().__init__(runtime, f"invoke_agent {agent}", SpanKind.INTERNAL, attributes)
+        Scope.__init__(self, runtime, f"invoke_agent {agent}", SpanKind.INTERNAL, attributes)
         self._input = payload
         self._items: dict[str, int] = {}
         self._task: asyncio.Task[Any] | None = None

@@ -91,10 +91,26 @@ class ExecutionProcessor(SpanProcessor):
 
     def on_end(self, span: ReadableSpan) -> None:
         """Count and store the span, if it is one of GenAI."""
+        began = time.perf_counter()
+        opened = None
         try:
-            self._end(span)
+            opened = self._spans.pop(span.context)
+            self._end(span, opened)
         except Exception:
+            if opened is not None and opened.started_at:  # an execution of which there will be no row
+                self.executions.update(("ended", "dropped"))
             self.dropped["error"] += 1
+            self._guard.report("on_end")
+        if opened is None:
+            return
+        try:
+            # After its row is written, or it could be lost in between.
+            if opened.slot is not None and self._spool.runs is not None:
+                self._spool.runs.release(opened.slot, opened.ids)
+                opened.slot = None
+            if opened.overhead:
+                self._overhead.observe(opened.overhead + time.perf_counter() - began)
+        except Exception:
             self._guard.report("on_end")
 
     def force_flush(self, timeout_millis: int = 30000) -> bool:
@@ -128,24 +144,7 @@ class ExecutionProcessor(SpanProcessor):
             opened.ids = context.trace_id.to_bytes(16, "big") + context.span_id.to_bytes(8, "big")
             opened.slot = runs.take(opened.ids, opened.started_at, orjson.dumps(document))
 
-    def _end(self, span: ReadableSpan) -> None:
-        began = time.perf_counter()
-        opened = self._spans.pop(span.context)
-        try:
-            self._end_entered(span, opened)
-        except Exception:
-            if opened is not None and opened.started_at:  # an execution of which there will be no row
-                self.executions.update(("ended", "dropped"))
-            raise
-        finally:  # after its row is written, or it could be lost in between
-            runs = self._spool.runs
-            if opened is not None and opened.slot is not None and runs is not None:
-                runs.release(opened.slot, opened.ids)
-                opened.slot = None
-            if opened is not None and opened.overhead:
-                self._overhead.observe(opened.overhead + time.perf_counter() - began)
-
-    def _end_entered(self, span: ReadableSpan, opened: OpenSpan | None) -> None:
+    def _end(self, span: ReadableSpan, opened: OpenSpan | None) -> None:
         attributes = _attributes(span)
         operation = attributes.get(semconv.OPERATION)
         if operation is None:

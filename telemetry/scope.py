@@ -7,8 +7,9 @@ import time
 import traceback
 from collections.abc import Callable
 from contextvars import Token
+from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 from opentelemetry import context as otel_context
 from opentelemetry.context import Context
@@ -32,7 +33,8 @@ from .spool import Spool
 _CANCELLATIONS = (asyncio.CancelledError, GeneratorExit, KeyboardInterrupt)
 
 
-class Runtime(NamedTuple):
+@dataclass(frozen=True, slots=True)  # a named tuple's fields are slower to read
+class Runtime:
     """What a configured process gives its monitors.
 
     `unsampled` records spans the host's sampler drops: they are counted and stored, never exported.
