@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from . import semconv
 
@@ -16,6 +16,17 @@ class Caller(NamedTuple):
     user_id: str | None = None
     session_id: str | None = None
     request_id: str | None = None
+
+    @classmethod
+    def stated(cls, attributes: Mapping[str, Any]) -> Caller:
+        """The ids that span attributes state."""
+        user_id, session_id = attributes.get(semconv.USER_ID), attributes.get(semconv.SESSION_ID)
+        request_id = attributes.get(semconv.REQUEST_ID)
+        if user_id is None and session_id is None and request_id is None:
+            return NOBODY
+        if type(user_id) is type(session_id) is type(request_id) is str:  # nearly always all or none
+            return tuple.__new__(cls, (user_id, session_id, request_id))  # past a named tuple's own `__new__`
+        return cls(_text(user_id), _text(session_id), _text(request_id))
 
     def over(self, other: Caller) -> Caller:
         """These ids, each taken from `other` where it is missing here."""
@@ -33,6 +44,10 @@ class Caller(NamedTuple):
                 if value is not None and name not in attributes:
                     missing[name] = value
         return missing
+
+
+def _text(value: object) -> str | None:
+    return value if value is None or type(value) is str else str(value)
 
 
 NAMES = (semconv.USER_ID, semconv.SESSION_ID, semconv.REQUEST_ID)

@@ -9,8 +9,8 @@ import re
 import time
 from decimal import Decimal
 
-_NULL = "\\N"
-_NULL_DOCUMENT = (b"\t", b"\\N")
+NULL = "\\N"
+_NULL_DOCUMENT = b"\\N"
 _UNESCAPED = {"t": "\t", "n": "\n", "r": "\r"}
 _ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r", "\0": "\ufffd"})
 
@@ -21,24 +21,28 @@ def line(columns: tuple[str | None, ...], documents: tuple[bytes | None, ...]) -
     JSON has its control characters escaped already, so only backslashes are left to double. NUL, which Postgres
     cannot hold, and what UTF-8 cannot say (lone surrogates) are replaced.
     """
-    row = "\t".join([_NULL if column is None else column for column in columns])
-    # Nearly every row is clean, and a look at the whole of it is cheaper than one at each column.
-    if (
-        row.count("\t") >= len(columns)
-        or row.count("\\") > columns.count(None)
-        or "\n" in row
-        or "\r" in row
-        or "\0" in row
-    ):
-        row = "\t".join([_NULL if column is None else column.translate(_ESCAPES) for column in columns])
-    pieces = [row.encode("utf-8", "replace")]
+    return row("\t".join(fields(*columns)), documents)
+
+
+def fields(*values: str | None) -> list[str]:
+    """Each value as a column's text, None for NULL."""
+    texts = [NULL if value is None else value for value in values]
+    whole = "".join(texts)
+    # Nearly every value is clean, and a look at all of them is cheaper than one at each.
+    if whole.count("\\") > values.count(None) or "\t" in whole or "\n" in whole or "\r" in whole or "\0" in whole:
+        texts = [NULL if value is None else value.translate(_ESCAPES) for value in values]
+    return texts
+
+
+def row(columns: str, documents: tuple[bytes | None, ...]) -> bytes:
+    """A row of columns that are COPY text already, tabs between them; see `line`."""
+    pieces = [columns.encode("utf-8", "replace")]
     for document in documents:
         if document is None:
-            pieces += _NULL_DOCUMENT
+            pieces.append(_NULL_DOCUMENT)
         else:
-            pieces += b"\t", document if document.find(b"\\") < 0 else document.replace(b"\\", b"\\\\")
-    pieces.append(b"\n")
-    return b"".join(pieces)  # the documents are most of a row: they are copied once
+            pieces.append(document if b"\\" not in document else document.replace(b"\\", b"\\\\"))
+    return b"\t".join(pieces) + b"\n"
 
 
 def values(line: bytes, count: int) -> list[str | None]:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan
-from opentelemetry.trace import StatusCode, format_span_id, format_trace_id
+from opentelemetry.trace import StatusCode, format_span_id
 
 from . import copytext, semconv
 from .caller import Caller
@@ -18,7 +18,9 @@ from .copytext import number, timestamp
 from .semconv import Status
 from .usage import NONE, Usage
 
-_NO_TOKENS = ("0",) * 6
+_NULL = copytext.NULL
+_NO_TOKENS = "\t".join("0" * 6)
+_NO_COST = "\t".join([_NULL] * 3)
 _NO_USAGE = (None,) * 5
 _TIMEOUTS = frozenset(
     {"timeout", "deadline_exceeded", "DeadlineExceeded", "APITimeoutError", "ReadTimeout", "ConnectTimeout"}
@@ -39,7 +41,7 @@ _COLUMNS = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """Which process a span comes from, from its resource. `columns` is the same as a row has it."""
+    """Which process a span comes from, from its resource. `columns` is the same as a row has it, `text` as a line."""
 
     name: str
     namespace: str | None
@@ -47,11 +49,13 @@ class Service:
     environment: str | None
     instance_id: str | None
     columns: tuple[str | None, ...] = field(init=False, repr=False, compare=False)
+    text: str = field(init=False, repr=False, compare=False)
     _hash: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         values = (self.name, self.namespace, self.version, self.environment, self.instance_id)
         object.__setattr__(self, "columns", values)
+        object.__setattr__(self, "text", "\t".join(copytext.fields(*values)))
         object.__setattr__(self, "_hash", hash(values))
 
     def __hash__(self) -> int:
@@ -104,21 +108,25 @@ class Identity(NamedTuple):
         context, parent = span.context, span.parent
         status, error_type, error_message = _outcome(span, attributes)
         end = span.end_time or 0
-        rest = {name: attributes[name] for name in attributes if name not in _COLUMNS}
-        return cls(
-            format_trace_id(context.trace_id),
-            format_span_id(context.span_id),
+        rest = b"{}"
+        if not _COLUMNS.issuperset(attributes):
+            rest = content.encode({name: attributes[name] for name in attributes if name not in _COLUMNS}) or rest
+        first = attributes.get(semconv.TIME_TO_FIRST_CHUNK)
+        fields = (
+            f"{context.trace_id:032x}",
+            f"{context.span_id:016x}",
             format_span_id(parent.span_id) if parent is not None else None,
             min(span.start_time or 0, end),  # a clock that was set back meanwhile must not make it shorter than nothing
             end,
             status,
             error_type,
             content.text(error_message) if error_message is not None else None,
-            _seconds(attributes.get(semconv.TIME_TO_FIRST_CHUNK)),
+            None if first is None else _seconds(first),
             caller,
             service,
-            content.encode(rest) or b"{}" if rest else b"{}",
+            rest,
         )
+        return tuple.__new__(cls, fields)  # past a named tuple's own `__new__`, a call of Python from C
 
     def duration_ms(self) -> str:
         """How long it took, to the nanosecond, as the span has it."""
@@ -153,35 +161,25 @@ class Execution(NamedTuple):
 
     def line(self) -> bytes:
         """The row as COPY text, columns in the order of `EXECUTION_COLUMNS`."""
-        identity, own, total = self.identity, self.own, self.total
-        return copytext.line(
-            (
-                "t" if self.late else "f",
-                identity.trace_id,
-                identity.span_id,
-                identity.parent_span_id,
-                self.parent_agent_span_id,
-                timestamp(identity.start_time),
-                timestamp(identity.end_time),
-                "t" if self.is_root else "f",
-                identity.status,
-                self.agent_name,
-                self.agent_version,
-                *identity.caller,
-                *identity.service.columns,
-                identity.duration_ms(),
-                identity.time_to_first_chunk_ms(),
-                *(_NO_TOKENS if own is NONE else map(str, (own.tokens, *own[:5]))),
-                str(total.tokens),
-                self.model,
-                self.provider,
-                number(own.cost_usd),
-                number(total.cost_usd),
-                total.cost_source,
-                identity.error_type,
-                identity.error_message,
-            ),
-            (identity.attributes, self.input, self.output),
+        # A field of a named tuple costs as much as a small call: both are unpacked at once.
+        identity, agent, version, above, own, total, model, provider, late, given, answer = self
+        trace_id, span_id, parent, start, end, status, error, message, chunk, caller, service, rest = identity
+        # What a sender wrote is escaped; ids in hex, numbers and words of ours need no look.
+        who = _known_agents.get((agent, version)) or _agent_text(agent, version)
+        user, session, request = copytext.fields(*caller)
+        if model is provider is error is message is None:
+            model = provider = error = message = _NULL
+        else:
+            model, provider, error, message = copytext.fields(model, provider, error, message)
+        first = _NULL if chunk is None else identity.time_to_first_chunk_ms()
+        tokens = _NO_TOKENS if own is NONE else f"{own.tokens}\t" + "\t".join(map(str, own[:5]))
+        cost = _NO_COST if total is NONE else _cost_text(own, total)
+        return copytext.row(
+            f"{'t' if late else 'f'}\t{trace_id}\t{span_id}\t{parent or _NULL}\t{above or _NULL}"
+            f"\t{timestamp(start)}\t{timestamp(end)}\t{'t' if above is None else 'f'}\t{status}\t{who}"
+            f"\t{user}\t{session}\t{request}\t{service.text}\t{identity.duration_ms()}\t{first}"
+            f"\t{tokens}\t{total.input_tokens + total.output_tokens}\t{model}\t{provider}\t{cost}\t{error}\t{message}",
+            (rest, given, answer),
         )
 
 
@@ -260,6 +258,21 @@ STEP_COLUMNS = (
 )
 
 
+_known_agents: dict[tuple[str, str | None], str] = {}
+
+
+def _agent_text(agent: str, version: str | None) -> str:
+    text = "\t".join(copytext.fields(agent, version))
+    if len(_known_agents) < 1024 and len(text) < 256:
+        _known_agents[agent, version] = text
+    return text
+
+
+def _cost_text(own: Usage, total: Usage) -> str:
+    costs = (number(own.cost_usd), number(total.cost_usd), total.cost_source)
+    return "\t".join([_NULL if cost is None else cost for cost in costs])
+
+
 def _seconds(value: object) -> float | None:
     """A duration a sender stated, if it is one."""
     return float(value) if isinstance(value, int | float) and 0 <= value < math.inf else None
@@ -269,10 +282,10 @@ def _outcome(span: ReadableSpan, attributes: Mapping[str, Any]) -> tuple[str, st
     """Status, error type and message. Our own spans say `cancelled` by attribute: it is no error."""
     stated = attributes.get(semconv.STATUS)
     error_type = attributes.get(semconv.ERROR_TYPE)
-    failed = span.status.status_code is StatusCode.ERROR or error_type is not None
-    if not failed:
-        return _STATUSES.get(stated, _SUCCESS), None, None
-    message = span.status.description
+    outcome = span.status
+    if error_type is None and outcome.status_code is not StatusCode.ERROR:
+        return _SUCCESS if stated is None else _STATUSES.get(stated, _SUCCESS), None, None
+    message = outcome.description
     for event in span.events if error_type is None or message is None else ():
         if event.name == "exception" and event.attributes:
             error_type = error_type or event.attributes.get("exception.type")

@@ -121,8 +121,10 @@ class Metrics:
         self.registry = registry
         self._error_types = ERROR_TYPES | set(error_types)
         self.agents: set[tuple[Service, str]] = set()
-        # The children of an agent's executions, found with one look-up instead of one for each metric.
-        self._outcomes: dict[tuple[Service, str, str, str], _Outcome] = {}
+        # The children of an agent's executions, found with one look-up instead of one for each metric; those of the
+        # service that was last are at hand, for a process has rarely two and a service is slow to hash.
+        self._outcomes: dict[Service, dict[tuple[str, str, str], _Outcome]] = {}
+        self._latest: tuple[Service | None, dict[tuple[str, str, str], _Outcome]] = (None, {})
         self.overflow = Counter(
             "spanledger_label_overflow",
             "Observations whose labels were folded into _OTHER because the metric has its most label sets",
@@ -209,15 +211,20 @@ class Metrics:
     def observe_execution(self, execution: Execution) -> None:
         """One ended execution."""
         identity = execution.identity
-        key = (identity.service, execution.agent_name, identity.status, self._error(identity.error_type))
-        outcome = self._outcomes.get(key) or self._outcome(*key)
-        seconds = identity.seconds
+        service, outcomes = self._latest
+        if identity.service is not service:
+            outcomes = self._outcomes.setdefault(identity.service, {})
+            self._latest = (identity.service, outcomes)
+        error = "" if identity.error_type is None else self._error(identity.error_type)
+        key = (execution.agent_name, identity.status, error)
+        outcome = outcomes.get(key) or self._outcome(identity.service, *key)
+        seconds = (identity.end_time - identity.start_time) / 1e9
         exemplar = None
         if outcome.wants_exemplar(seconds, identity.end_time):
             exemplar = {"trace_id": identity.trace_id, "span_id": identity.span_id}
         outcome.duration.observe(seconds, exemplar)
         outcome.executions.inc(1, exemplar)
-        if execution.is_root:
+        if execution.parent_agent_span_id is None:
             outcome.requests.inc(1, exemplar)
 
     def _outcome(self, service: Service, agent: str, status: str, error: str) -> _Outcome:
@@ -229,7 +236,7 @@ class Metrics:
             self.requests.labels(*place, agent, status),
         )
         if fit and self.requests.fits(*place, agent, status):  # what is folded is counted each time
-            self._outcomes[service, agent, status, error] = outcome
+            self._outcomes.setdefault(service, {})[agent, status, error] = outcome
         return outcome
 
     def observe_items(self, execution: Execution, attributes: Mapping[str, Any]) -> None:

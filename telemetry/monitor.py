@@ -88,7 +88,7 @@ class Run(Scope):
     """One execution of an agent. Set `output` to what it produced; `items` says how much of what."""
 
     def __init__(self, runtime: Runtime | None, agent: str, attributes: dict[str, Any], payload: Any) -> None:
-        super().__init__(runtime, f"invoke_agent {agent}", SpanKind.INTERNAL, attributes)
+        Scope.__init__(self, runtime, f"invoke_agent {agent}", SpanKind.INTERNAL, attributes)
         self._input = payload
         self._items: dict[str, int] = {}
         self._task: asyncio.Task[Any] | None = None
@@ -185,7 +185,7 @@ class Run(Scope):
         if self.output is not _UNSET:
             opened.output = runtime.content.encode(self.output)
         total = opened.total
-        if total.tokens:
+        if total is not NONE and total.tokens:
             span.set_attribute(semconv.INPUT_TOKENS, total.input_tokens)
             span.set_attribute(semconv.OUTPUT_TOKENS, total.output_tokens)
         if runtime.capture_content:

@@ -11,7 +11,7 @@ import orjson
 from opentelemetry.context import Context
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
-from opentelemetry.trace import SpanContext, format_span_id
+from opentelemetry.trace import format_span_id
 from prometheus_client import Histogram
 
 from . import semconv
@@ -27,6 +27,7 @@ from .usage import Usage, read_tokens
 
 DROP_REASONS = ("disk_error", "disk_stalled", "error", "spool_closed", "spool_full")
 _MOST_USD = 1_000_000  # a dearer call is a sender's mistake
+_MOST_AGENTS = 1024  # whose names are kept
 _SAMPLED = 64  # of so many executions, one is timed
 _FUTURE = 3600 * 1_000_000_000  # ns a sender's clock may be ahead
 
@@ -64,12 +65,13 @@ class ExecutionProcessor(SpanProcessor):
         self._overhead = overhead
         self._retention = int(retention * 1e9)
         self._service: tuple[Resource | None, Service] = (None, Service("", None, None, None, None))
+        self._agents: set[str] = set()  # of that service, known to the metrics: a name is quicker to find than both
 
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:
         """Enter the span; under an execution it learns its agent's name and the caller's ids."""
         began = time.perf_counter()
         try:
-            attributes: dict[str, Any] = span.attributes.copy()  # type: ignore[union-attr]  # a plain dict, to read fast
+            attributes = _attributes(span)
             opened = self._spans.start(span.context, span.parent, attributes)
             if opened.learns:
                 learned = opened.caller.missing(attributes)
@@ -78,7 +80,9 @@ class ExecutionProcessor(SpanProcessor):
                 span.set_attributes(learned)
             if opened.holds_execution:
                 self.executions["started"] = started = self.executions["started"] + 1
-                self._metrics.know_agent(self._service_of(span.resource), opened.agent_name or semconv.UNATTRIBUTED)
+                service, agent = self._service_of(span.resource), opened.agent_name or semconv.UNATTRIBUTED
+                if agent not in self._agents:
+                    self._know_agent(service, agent)
                 self._record(span, attributes, opened)
                 if started % _SAMPLED == 0:
                     opened.overhead = time.perf_counter() - began
@@ -87,10 +91,26 @@ class ExecutionProcessor(SpanProcessor):
 
     def on_end(self, span: ReadableSpan) -> None:
         """Count and store the span, if it is one of GenAI."""
+        began = time.perf_counter()
+        opened = None
         try:
-            self._end(span)
+            opened = self._spans.pop(span.context)
+            self._end(span, opened)
         except Exception:
+            if opened is not None and opened.started_at:  # an execution of which there will be no row
+                self.executions.update(("ended", "dropped"))
             self.dropped["error"] += 1
+            self._guard.report("on_end")
+        if opened is None:
+            return
+        try:
+            # After its row is written, or it could be lost in between.
+            if opened.slot is not None and self._spool.runs is not None:
+                self._spool.runs.release(opened.slot, opened.ids)
+                opened.slot = None
+            if opened.overhead:
+                self._overhead.observe(opened.overhead + time.perf_counter() - began)
+        except Exception:
             self._guard.report("on_end")
 
     def force_flush(self, timeout_millis: int = 30000) -> bool:
@@ -101,6 +121,11 @@ class ExecutionProcessor(SpanProcessor):
             self._guard.report("spool")
             return False
         return True
+
+    def _know_agent(self, service: Service, agent: str) -> None:
+        self._metrics.know_agent(service, agent)
+        if len(self._agents) < _MOST_AGENTS:
+            self._agents.add(agent)
 
     def _record(self, span: Span, attributes: dict[str, Any], opened: OpenSpan) -> None:
         """Note the run where it can be found when this process is killed."""
@@ -115,30 +140,16 @@ class ExecutionProcessor(SpanProcessor):
                 _span_id(opened.execution),
                 *opened.caller,
             ]
-            opened.slot = runs.take(*_id_bytes(span.context), opened.started_at, orjson.dumps(document))
+            context = span.context
+            opened.ids = context.trace_id.to_bytes(16, "big") + context.span_id.to_bytes(8, "big")
+            opened.slot = runs.take(opened.ids, opened.started_at, orjson.dumps(document))
 
-    def _end(self, span: ReadableSpan) -> None:
-        began = time.perf_counter()
-        opened = self._spans.pop(span.context)
-        try:
-            self._end_entered(span, opened)
-        except Exception:
-            if opened is not None and opened.started_at:  # an execution of which there will be no row
-                self.executions.update(("ended", "dropped"))
-            raise
-        finally:  # after its row is written, or it could be lost in between
-            runs = self._spool.runs
-            if opened is not None and opened.slot is not None and runs is not None:
-                runs.release(opened.slot, *_id_bytes(span.context))
-                opened.slot = None
-            if opened is not None and opened.overhead:
-                self._overhead.observe(opened.overhead + time.perf_counter() - began)
-
-    def _end_entered(self, span: ReadableSpan, opened: OpenSpan | None) -> None:
-        attributes: dict[str, Any] = span.attributes.copy()  # type: ignore[union-attr]  # a plain dict, to read fast
-        operation = semconv.string(attributes, semconv.OPERATION)
+    def _end(self, span: ReadableSpan, opened: OpenSpan | None) -> None:
+        attributes = _attributes(span)
+        operation = attributes.get(semconv.OPERATION)
         if operation is None:
             return
+        operation = str(operation)
         service = self._service_of(span.resource)
         if opened is None:  # never started here, or forgotten: it stands alone, and its steps tell its usage
             opened = OpenSpan(span.context.span_id, attributes, None)
@@ -202,11 +213,12 @@ class ExecutionProcessor(SpanProcessor):
 
     def _execution(self, identity: Identity, attributes: dict[str, Any], opened: OpenSpan) -> Execution:
         own, total, late = self._spans.end_execution(opened)
-        return Execution(
+        above = opened.execution
+        fields = (
             identity,
             opened.agent_name or semconv.UNATTRIBUTED,
             semconv.string(attributes, semconv.AGENT_VERSION),
-            _span_id(opened.execution),
+            None if above is None else format_span_id(above.span_id),
             own,
             total,
             opened.model or semconv.string(attributes, semconv.REQUEST_MODEL),
@@ -215,6 +227,7 @@ class ExecutionProcessor(SpanProcessor):
             opened.input or self._payload(attributes, semconv.INPUT_MESSAGES),
             opened.output or self._payload(attributes, semconv.OUTPUT_MESSAGES),
         )
+        return tuple.__new__(Execution, fields)  # past a named tuple's own `__new__`, a call of Python from C
 
     def _add_own_report(self, identity: Identity, attributes: dict[str, Any], opened: OpenSpan) -> None:
         """Usage an agent span states beyond what its descendants reported becomes a step of its own.
@@ -298,11 +311,17 @@ class ExecutionProcessor(SpanProcessor):
         if resource is not known:
             service = Service.from_resource(resource)
             self._service = (resource, service)
+            self._agents = set()
         return service
 
 
-def _id_bytes(context: SpanContext) -> tuple[bytes, bytes]:
-    return context.trace_id.to_bytes(16, "big"), context.span_id.to_bytes(8, "big")
+def _attributes(span: ReadableSpan) -> dict[str, Any]:
+    """The attributes of a span, as a dict to read from."""
+    try:
+        # The SDK's own dict: its public copy takes a proxy, a length and a copy, on the path of every call.
+        return span._attributes._dict  # type: ignore[union-attr,no-any-return]
+    except AttributeError:
+        return dict(span.attributes or {})
 
 
 def _span_id(opened: OpenSpan | None) -> str | None:

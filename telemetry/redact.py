@@ -75,7 +75,7 @@ class Redactor:
             texts, sensitive = [raw.decode("utf-8", "replace")], False
         if sensitive or _suspicious(texts):
             raw = orjson.dumps(_clean_value(orjson.loads(raw)))
-        return self._own(raw)
+        return self._own(raw) if self._extra else raw
 
     def _own(self, raw: bytes) -> bytes:
         for pattern in self._extra:
@@ -97,9 +97,13 @@ def _look(value: object, texts: list[str]) -> tuple[bool, bool]:
             for key, child in item.items():  # type: ignore[attr-defined]
                 if type(key) is not str:
                     return False, False
-                if _is_sensitive(key):
+                known = _known_keys.get(key)  # nearly always, and a call costs more than the look-up
+                if known or (known is None and _is_sensitive(key)):
                     return True, True
-                stack.append(child)
+                if type(child) is str:
+                    texts.append(child)
+                else:
+                    stack.append(child)
         elif kind is list or kind is tuple:
             stack.extend(item)  # type: ignore[arg-type]
         elif kind is not int and kind is not float and kind is not bool and item is not None:
@@ -117,7 +121,11 @@ def _suspicious(texts: list[str]) -> bool:
             return True
     if '"' in whole and '":' in whole and any(map(_is_sensitive, _keys(whole))):
         return True
-    return any(map(_has_mark, texts))
+    for text in texts:
+        # Every mark has one of these characters, which prose has seldom; only then is it worth looking for a run.
+        if ("-" in text or "_" in text or "I" in text or "J" in text or "B" in text) and _has_mark(text):
+            return True
+    return False
 
 
 def _assigns(text: str, sign: str) -> bool:
@@ -130,9 +138,6 @@ def _assigns(text: str, sign: str) -> bool:
 
 def _has_mark(text: str) -> bool:
     """Whether a long run of the characters that keys consist of begins like a key; a UUID does not."""
-    # Every mark has one of these characters, which prose has seldom; only then is it worth looking for a run.
-    if "-" not in text and "_" not in text and "I" not in text and "J" not in text and "B" not in text:
-        return False
     runs = text.encode("latin-1", "replace").translate(_RUNS)  # a byte for each character, so that positions hold
     at = runs.find(_KEY_RUN)
     while at >= 0:

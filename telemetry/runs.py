@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from opentelemetry.trace import SpanContext
 
@@ -29,9 +29,11 @@ class OpenSpan:
         "ended",
         "execution",
         "holds_execution",
+        "ids",
         "input",
         "learns",
         "model",
+        "operation",
         "output",
         "overhead",
         "own",
@@ -48,18 +50,15 @@ class OpenSpan:
 
     def __init__(self, span_id: int, attributes: Mapping[str, Any], parent: OpenSpan | None) -> None:
         operation = attributes.get(semconv.OPERATION)
+        self.operation = operation
         self.span_id = span_id
         self.parent = parent
         self.execution: OpenSpan | None = None
-        caller = stated = Caller(
-            semconv.string(attributes, semconv.USER_ID),
-            semconv.string(attributes, semconv.SESSION_ID),
-            semconv.string(attributes, semconv.REQUEST_ID),
-        )
+        caller = stated = Caller.stated(attributes)
         if parent is not None:
             self.execution = parent if parent.holds_execution else parent.execution
             caller = caller.over(parent.caller)
-        self.caller = caller.over(bound_caller())
+        self.caller = caller.over(bound_caller()) if None in caller else caller
         self.learns = self.execution is not None or self.caller is not stated
         # A model call outside any agent is an execution of its own: its usage never waits for an agent to come.
         self.holds_execution = operation == semconv.INVOKE_AGENT or (
@@ -77,6 +76,7 @@ class OpenSpan:
         self.overhead = 0.0  # seconds its start took here, where that is measured
         self.started_at = 0  # of an execution, in ns since the epoch
         self.slot: int | None = None  # where it is recorded, so that it is not lost with the process
+        self.ids = b""  # trace and span id, as it is recorded there
         self.covered = False
         self.ended = False
         self.input: bytes | None = None
@@ -87,19 +87,14 @@ class OpenSpan:
         self.parent = self.run = self.input = self.output = None
 
 
-class Ended(NamedTuple):
-    """What an execution gathered: its own usage, and with its sub-agents'; late when something ended before it."""
-
-    own: Usage
-    total: Usage
-    late: bool
-
-
 class OpenSpans:
     """The open spans of this process, and those of executions that ended lately.
 
     Bounded: beyond `limit` the oldest open span is taken for ended, though it is not, and counted in `evicted`; what
     belongs to it is late from then on. The last `remembered` are kept for children that start or end later.
+
+    Keys are trace and span id: a SpanContext is a tuple that begins with them, and a slice is one step where its
+    properties are two calls.
     """
 
     def __init__(self, limit: int = 100_000, remembered: int = 256) -> None:
@@ -126,26 +121,28 @@ class OpenSpans:
         """Enter a span."""
         above = None
         if parent is not None:
-            key = (parent.trace_id, parent.span_id)
+            key = parent[:2]
             above = self._open.get(key) or self._ended.get(key)
         opened = OpenSpan(context.span_id, attributes, above)
         if len(self._open) >= self.limit:
             self._evict()
-        self._open[context.trace_id, context.span_id] = opened
+        self._open[context[:2]] = opened
         return opened
 
     def get(self, context: SpanContext) -> OpenSpan | None:
         """The entry of an open span."""
-        return self._open.get((context.trace_id, context.span_id))
+        return self._open.get(context[:2])
 
     def pop(self, context: SpanContext) -> OpenSpan | None:
         """Take out a span that ends; None when it never started here, or was forgotten long ago."""
-        key = (context.trace_id, context.span_id)
+        key = context[:2]
         opened = self._open.pop(key, None)
         if opened is None:
             return self._ended.get(key)  # evicted
         if opened.holds_execution or opened.execution is not None:
-            self._remember(key, opened)
+            self._ended[key] = opened  # as `_remember` does it
+            if len(self._ended) > self.remembered:
+                _pop_oldest(self._ended)
         return opened
 
     def cancel(self, trace_id: int, span_id: int) -> None:
@@ -175,14 +172,18 @@ class OpenSpans:
             holder.provider = provider or holder.provider
             return True
 
-    def end_execution(self, opened: OpenSpan) -> Ended:
-        """Close an execution's books and pass its total on to the execution above."""
+    def end_execution(self, opened: OpenSpan) -> tuple[Usage, Usage, bool]:
+        """Close an execution's books and pass its total on to the execution above.
+
+        Its own usage, that with its sub-agents', and whether it is late: something ended before it.
+        """
         with self._lock:
             above = opened.execution
             late = opened.ended or (above is not None and above.ended)
             opened.ended = True
-            self._add_to_open(above, opened.total)
-            return Ended(opened.own, opened.total, late)
+            if above is not None:
+                self._add_to_open(above, opened.total)
+            return opened.own, opened.total, late
 
     def _add_to_open(self, above: OpenSpan | None, usage: Usage) -> None:
         """Pass usage to the nearest execution still open; those that ended before are settled where they are stored."""

@@ -7,8 +7,9 @@ import time
 import traceback
 from collections.abc import Callable
 from contextvars import Token
+from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 from opentelemetry import context as otel_context
 from opentelemetry.context import Context
@@ -32,7 +33,8 @@ from .spool import Spool
 _CANCELLATIONS = (asyncio.CancelledError, GeneratorExit, KeyboardInterrupt)
 
 
-class Runtime(NamedTuple):
+@dataclass(frozen=True, slots=True)  # a named tuple's fields are slower to read
+class Runtime:
     """What a configured process gives its monitors.
 
     `unsampled` records spans the host's sampler drops: they are counted and stored, never exported.
@@ -141,13 +143,15 @@ class Scope:
             self._started = time.time_ns()
             arguments = (self._name, self._within, self._kind, self._attributes, (), self._started)
             span = runtime.tracer.start_span(*arguments)
-            sampled = span.get_span_context().trace_flags.sampled
-            if not sampled and semconv.OPERATION not in getattr(span, "attributes", ()):
+            context = span.get_span_context()
+            opened = runtime.spans.get(context)
+            if (opened is None or opened.operation is None) and not context.trace_flags.sampled:
                 span.end()  # dropped, or recorded without its attributes, as the SDK's AlwaysRecordSampler does it
                 span = runtime.unsampled.start_span(*arguments)
+                opened = runtime.spans.get(span.get_span_context())
             self._span = span
             self._context = set_span_in_context(span, self._within)
-            self._opened = runtime.spans.get(span.get_span_context())
+            self._opened = opened
             self._begin(runtime)
         except Exception:
             runtime.guard.report("monitor")
@@ -159,8 +163,14 @@ class Scope:
             return
         if error is not None:
             self._guarded(runtime, self._fail, runtime, span, error)
-        self._guarded(runtime, self._finish, runtime, span)
-        self._guarded(runtime, span.end)  # the host's own span processors run in it too
+        try:  # what `_guarded` does, without its call
+            self._finish(runtime, span)
+        except Exception:
+            runtime.guard.report("monitor")
+        try:
+            span.end()  # the host's own span processors run in it too
+        except Exception:
+            runtime.guard.report("monitor")
 
     @staticmethod
     def _guarded(runtime: Runtime, part: Callable[..., None], *arguments: Any) -> None:

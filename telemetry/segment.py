@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -105,41 +105,45 @@ class Segment:
 class OpenSegment:
     """A segment that is being written.
 
+    Args:
+        expected: Bytes of lines for each table; so many pages are in memory before they are needed.
+
     Raises:
         OSError: The disk has no room for `capacity` bytes a table.
     """
 
-    __slots__ = ("_files", "_sizes", "capacity", "segment")
+    __slots__ = ("_files", "capacity", "segment", "sizes")
 
-    def __init__(self, segment: Segment, capacity: int) -> None:
+    def __init__(self, segment: Segment, capacity: int, expected: Mapping[str, int]) -> None:
         self.segment = segment
         self.capacity = capacity
+        self.sizes = dict.fromkeys(TABLES, 0)  # bytes of lines
         self._files: dict[str, MappedFile] = {}
-        self._sizes = dict.fromkeys(TABLES, 0)
         try:
             for table in TABLES:
-                self._files[table] = MappedFile(Path(f"{segment.path(table)}{OPEN}"), capacity)
+                path = Path(f"{segment.path(table)}{OPEN}")
+                self._files[table] = MappedFile(path, capacity, min(capacity, expected[table]))
         except OSError:
             self.discard()  # half a segment would never be sealed
             raise
 
     def put(self, table: str, line: bytes) -> bool:
         """Add a line, with its newline; False where there is no room for it."""
-        size = self._sizes[table]
+        size = self.sizes[table]
         end = size + len(line)
         if end > self.capacity:
             return False
         self._files[table].bytes[size:end] = line
-        self._sizes[table] = end
+        self.sizes[table] = end
         return True
 
     def size(self) -> int:
         """Bytes of lines."""
-        return sum(self._sizes.values())
+        return sum(self.sizes.values())
 
     def lines(self) -> dict[str, bytes]:
         """What it holds."""
-        return {table: self._files[table].bytes[:size] for table, size in self._sizes.items()}
+        return {table: os.pread(self._files[table].fd, size, 0) for table, size in self.sizes.items()}
 
     def seal(self, sync: Callable[[int], None]) -> None:
         """Cut the files to their lines, commit them by `sync` and rename them, steps first.
@@ -151,8 +155,9 @@ class OpenSegment:
         refused: OSError | None = None
         for table in (STEPS, EXECUTIONS):
             file = self._files[table]
+            file.unmap()  # or each page that is written back interrupts every processor that runs this process
             try:
-                os.ftruncate(file.fd, self._sizes[table])
+                os.ftruncate(file.fd, self.sizes[table])
                 sync(file.fd)
             except OSError as error:
                 refused = error

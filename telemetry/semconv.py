@@ -89,15 +89,20 @@ class TokenType(StrEnum):
 def first(attributes: Mapping[str, Any], name: str) -> Any:
     """An attribute, whichever generation's name its sender used; None when it is not there."""
     value = attributes.get(name)
-    if value is None:
-        for alias in ALIASES.get(name, ()):
-            value = attributes.get(alias)
-            if value is not None:
-                break
-    return value
+    return _alias(attributes, name) if value is None and name in ALIASES else value
 
 
 def string(attributes: Mapping[str, Any], name: str) -> str | None:
     """An attribute as text, whatever its sender made it."""
-    value = first(attributes, name)
+    value = attributes.get(name)
+    if value is None and name in ALIASES:  # as `first` does it, whose call would cost as much as the rest
+        value = _alias(attributes, name)
     return value if value is None or type(value) is str else str(value)
+
+
+def _alias(attributes: Mapping[str, Any], name: str) -> Any:
+    for alias in ALIASES[name]:
+        value = attributes.get(alias)
+        if value is not None:
+            return value
+    return None

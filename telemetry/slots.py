@@ -35,7 +35,8 @@ _COUNTS = 2048
 _PRESENT_BYTES = 64 << 10  # pages beyond come when they are needed: the lowest free slot is taken first
 _HEAD = struct.Struct("<QIB")
 _ASKED = 12
-_SLOT = struct.Struct("<xxHHxxQ16s8s")
+_SLOT = struct.Struct("<xxHHxxQ24s")
+_LENGTHS = struct.Struct("<HH")  # from the third byte
 _IDS = slice(16, 40)
 _ROOM = SLOT_BYTES - _SLOT.size
 
@@ -91,8 +92,13 @@ class Slots:
             mapped[begin : begin + len(document)] = document
             struct.pack_into("<I", mapped, _COUNTS, len(document))
 
-    def take(self, trace_id: bytes, span_id: bytes, started_at: int, document: bytes) -> int | None:
-        """Note a run that starts; its slot, or None where none is free. `document` is the JSON list described above."""
+    def take(self, ids: bytes, started_at: int, document: bytes) -> int | None:
+        """Note a run that starts; its slot, or None where none is free.
+
+        Args:
+            ids: Trace id and span id.
+            document: The JSON list described above.
+        """
         try:
             slot = self._free.pop()
         except IndexError:
@@ -104,26 +110,25 @@ class Slots:
             self.unrecorded += 1
             return None
         at, mapped = _HEAD_BYTES + slot * SLOT_BYTES, self._file.bytes
-        _SLOT.pack_into(mapped, at, size, 0, started_at, trace_id, span_id)
-        begin = at + _SLOT.size
-        mapped[begin : begin + size] = document
+        mapped[at : at + _SLOT.size + size] = _SLOT.pack(size, 0, started_at, ids) + document
         mapped[at] = 1
         return slot
 
     def note_input(self, slot: int, document: bytes) -> None:
         """Keep what the run was given, where it fits."""
         at, mapped = _HEAD_BYTES + slot * SLOT_BYTES, self._file.bytes
-        size = int.from_bytes(mapped[at + 2 : at + 4], "little")
+        size, length = _LENGTHS.unpack_from(mapped, at + 2)
         if size + len(document) <= _ROOM:
             begin = at + _SLOT.size + size
-            struct.pack_into("<H", mapped, at + 4, 0)
+            if length:
+                _LENGTHS.pack_into(mapped, at + 2, size, 0)
             mapped[begin : begin + len(document)] = document
-            struct.pack_into("<H", mapped, at + 4, len(document))
+            _LENGTHS.pack_into(mapped, at + 2, size, len(document))
 
-    def release(self, slot: int, trace_id: bytes, span_id: bytes) -> None:
+    def release(self, slot: int, ids: bytes) -> None:
         """The run has ended. One that this process did not begin (a forked child has its parent's) is left alone."""
         at, mapped = _HEAD_BYTES + slot * SLOT_BYTES, self._file.bytes
-        if mapped[at] and mapped[at + _IDS.start : at + _IDS.stop] == trace_id + span_id:
+        if mapped[at] and mapped[at + _IDS.start : at + _IDS.stop] == ids:
             mapped[at] = 0
             self._free.append(slot)
 
@@ -170,7 +175,7 @@ def read(path: Path) -> list[OpenRun]:
     runs = []
     for at in range(_HEAD_BYTES, len(data), SLOT_BYTES):
         if data[at]:
-            size, length, started_at, trace_id, span_id = _SLOT.unpack_from(data, at)
+            size, length, started_at, ids = _SLOT.unpack_from(data, at)
             begin = at + _SLOT.size
             try:
                 agent, version, parent, above, *caller = json.loads(data[begin : begin + size])
@@ -179,7 +184,7 @@ def read(path: Path) -> list[OpenRun]:
             given = data[begin + size : begin + size + length] or None
             runs.append(
                 OpenRun(
-                    *(trace_id.hex(), span_id.hex(), parent, above, agent, version, started_at),
+                    *(ids[:16].hex(), ids[16:].hex(), parent, above, agent, version, started_at),
                     *((caller[0], caller[1], caller[2]), given, bool(data[at + 1]), tuple(service)),
                     *(pid, host, max(seen_at, started_at)),
                 )

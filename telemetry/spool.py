@@ -26,16 +26,17 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from .adoption import Crash, Observe, adopt
 from .fork import in_child
-from .home import Home, abandoned
-from .segment import EXECUTIONS, OPEN, STEPS, TABLES, VERSION, OpenSegment, Segment
-from .slots import RUNS, OpenRun, Slots, read
+from .home import Home
+from .segment import EXECUTIONS, STEPS, TABLES, VERSION, OpenSegment, Segment
+from .slots import RUNS, Slots
 
 __all__ = ["EXECUTIONS", "STEPS", "TABLES", "Segment", "Spool", "SpoolError"]
 
 SEGMENT_BYTES = 1 << 20  # of each table; a fuller segment gives way to the next
+_LEAST_PRESENT = 64 << 10  # bytes of each table whose pages are in memory, beside twice what the last segment had
 QUEUE_BYTES = 8 << 20  # of lines that wait in memory for a disk that stalls
-_LAST_NUMBER = 10**12 - 1  # of the segment of crashed runs: none that was there before, loaded or not, had it
 _LOOK_SECONDS = 5.0  # between two looks at a full spool that others may be draining
 _STALLED_SECONDS = 0.02  # a disk that takes longer is not waited for
 _PATIENCE_SECONDS = 0.005  # with another caller, who may be reserving room on disk
@@ -57,8 +58,7 @@ class Spool:
         max_bytes: Bound on the whole backlog. Beyond it the newest rows are refused, never the oldest.
         sync: Commit each segment to disk when it is sealed. Without, the kernel does so within about half a minute:
             a killed process loses nothing either way, a machine that loses power does.
-        crash: The line of a run that was open when its process died. Without, such runs are left for others to adopt.
-        observe: Told of those lines, once, when they are written.
+        crash, observe: See `adoption.adopt`.
 
     Raises:
         OSError: The directory cannot be made or written.
@@ -70,8 +70,8 @@ class Spool:
         *,
         max_bytes: int = 1 << 30,
         sync: bool = True,
-        crash: Callable[[OpenRun], bytes] | None = None,
-        observe: Callable[[str, list[bytes]], None] | None = None,
+        crash: Crash | None = None,
+        observe: Observe | None = None,
     ) -> None:
         self.directory = directory
         self.max_bytes = max_bytes
@@ -97,6 +97,7 @@ class Spool:
         self._open: OpenSegment | None = None
         self._spare: OpenSegment | None = None
         self._full: list[OpenSegment] = []
+        self._expected = dict.fromkeys(TABLES, SEGMENT_BYTES)  # bytes of lines in the next segment
         self._queue: deque[tuple[str, bytes]] = deque()
         self._queued = 0  # bytes in the queue
         self._queueing = threading.Lock()
@@ -147,7 +148,7 @@ class Spool:
             if self._closed:
                 raise SpoolError("spool_closed", "the spool is closed")
             size = len(line)
-            if self.pending_bytes() + size > self.max_bytes and self._is_full(size):
+            if self._backlog + self._unsealed + self._queued + size > self.max_bytes and self._is_full(size):
                 raise SpoolError("spool_full", f"the spool holds its {self.max_bytes} bytes already")
             segment = self._open
             if segment is None or not segment.put(table, line):
@@ -187,12 +188,18 @@ class Spool:
 
     def _make(self, capacity: int = 0) -> OpenSegment:
         self._keeps_spare = True
-        return OpenSegment(Segment(self.writer, next(self._numbers)), max(SEGMENT_BYTES, capacity))
+        segment = Segment(self.writer, next(self._numbers))
+        return OpenSegment(segment, max(SEGMENT_BYTES, capacity), self._expected)
+
+    def _keep_spare(self) -> None:
+        if self._spare is None and self._keeps_spare and not self._closed:
+            self._spare = self._make()
 
     def _turn(self) -> None:
         """Put the open segment aside, to be sealed."""
         if self._open is not None:
             self._full.append(self._open)
+            self._expected = {table: 2 * size + _LEAST_PRESENT for table, size in self._open.sizes.items()}
             self._open = None
 
     def _enqueue(self, table: str, line: bytes) -> None:
@@ -261,6 +268,8 @@ class Spool:
             except OSError as error:
                 refused = error
             for segment in full:
+                with contextlib.suppress(OSError):  # callers may need one before the disk is done. Tried again below
+                    self._keep_spare()
                 self._disk_since["seal"] = time.monotonic()  # each of them is waited for anew
                 try:
                     self._seal(segment)
@@ -275,10 +284,6 @@ class Spool:
             self._keep_spare()
             if refused is not None:
                 raise refused
-
-    def _keep_spare(self) -> None:
-        if self._spare is None and self._keeps_spare and not self._closed:
-            self._spare = self._make()
 
     def _unqueue(self, full: list[OpenSegment]) -> None:
         """Write what waits in memory, in further segments."""
@@ -316,7 +321,7 @@ class Spool:
 
     def ready(self) -> list[Segment]:
         """Sealed segments, oldest first, those of dead processes included."""
-        self._adopt()
+        self.torn_lines += adopt(self.directory, self.writer, self._crash, self._observe)
         segments = self.look()
         known = self._lines
         self._lines = {segment: known[segment] if segment in known else segment.lines() for segment in segments}
@@ -343,29 +348,6 @@ class Spool:
         for path in self.directory.glob(f"*/*.{VERSION}.{EXECUTIONS}"):
             yield Segment(path.parent, int(path.name.split(".", 1)[0]))
 
-    def _adopt(self) -> None:
-        """Seal what dead processes left open, and record the runs they did not end."""
-        for home in abandoned(self.directory, self.writer):
-            with contextlib.suppress(OSError):
-                opened = _numbers(home, OPEN)
-                for number in opened:
-                    self.torn_lines += Segment(home, number).adopt()
-                if self._crash is not None:
-                    self._record_crashed(home, opened, self._crash)
-
-    def _record_crashed(self, home: Path, opened: list[int], crash: Callable[[OpenRun], bytes]) -> None:
-        numbers = _numbers(home, EXECUTIONS)
-        # The row of a run comes just before its slot is given back: killed in between, it did end. It is in a segment
-        # that was open, whose number need not be the last, or one that was just sealed.
-        last = {*opened, *numbers[-3:]}
-        ended = b"".join(Segment(home, number).read(EXECUTIONS) for number in last)
-        lines = [crash(run) for run in read(home / RUNS) if f"{run.trace_id}\t{run.span_id}\t".encode() not in ended]
-        if lines:
-            Segment(home, _LAST_NUMBER).write({EXECUTIONS: b"".join(lines), STEPS: b""})
-        (home / RUNS).unlink(missing_ok=True)
-        if lines and self._observe is not None:
-            self._observe(EXECUTIONS, lines)
-
     def close(self) -> None:
         """Seal and let go of the lock. What was not drained stays on disk and is adopted later."""
         with self._lock:
@@ -383,10 +365,6 @@ class Spool:
                 if not runs:  # else it is left for whoever adopts them
                     (self.writer / RUNS).unlink(missing_ok=True)
             self._home.leave()
-
-
-def _numbers(home: Path, ending: str) -> list[int]:
-    return sorted({int(path.name.split(".", 1)[0]) for path in home.glob(f"*.{VERSION}.*{ending}")})
 
 
 _datasync = getattr(os, "fdatasync", os.fsync)  # macOS has fsync only

@@ -524,10 +524,10 @@ def test_a_disk_that_stalls_is_not_waited_for(spool: Spool, monkeypatch: pytest.
         assert entered.wait(10)
         time.sleep(module._STALLED_SECONDS * 2)
         began = time.monotonic()
-        spool.append(EXECUTIONS, b"third...\n")  # in the spare, made before the sealer hung
+        spool.append(EXECUTIONS, b"third...\n")  # fills the spare
         spool.append(EXECUTIONS, b"fourth..\n")
         assert spool.queued_lines == 0
-        spool.append(EXECUTIONS, b"fifth...\n")
+        spool.append(EXECUTIONS, b"fifth...\n")  # no other spare: the sealer hangs
         spool.append(EXECUTIONS, b"sixth...\n")
         assert spool.queued_lines == 2
         assert refused(spool) == "disk_stalled"
