@@ -48,7 +48,7 @@ def spanledger() -> None:
 
 
 @spanledger.command()
-@click.option("--workers", type=click.IntRange(1, 64), default=1, show_default=True, help="Processes that serve.")
+@click.option("--workers", type=click.IntRange(1, 16), default=1, show_default=True, help="Processes that serve.")
 def run(workers: int) -> None:
     """Run the service; its settings come from the environment and from .env."""
     from app.main import create_app
@@ -69,12 +69,15 @@ def supervise(settings: Settings, listener: socket.socket, count: int) -> None:
     from app.drain import create_app
     from app.workers import Workers
 
-    with tempfile.TemporaryDirectory(prefix="spanledger-") as directory:  # a short path: a socket's is limited
+    directory = tempfile.mkdtemp(prefix="spanledger-")  # a short path: a socket's is limited
+    try:
         path = Path(directory) / "supervisor"
         with socket.socket(socket.AF_UNIX) as private:
             private.bind(str(path))
             app = create_app(settings, Workers(count, listener), path)
             serve(app, private, welcome(settings), access_log=False)  # the workers log who asks
+    finally:  # where it does not end by a signal, which nothing here survives: then the lifespan does it
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 @spanledger.command(hidden=True)
@@ -91,7 +94,7 @@ def worker(listener: int, supervisor: Path) -> None:
         app = create_app(settings, supervisor)
     except StartError as error:
         fail(error)
-    serve(app, socket.socket(fileno=listener))
+    serve(app, socket.socket(fileno=listener), "serving")  # the supervisor waits for it
 
 
 def stop_with_stdin() -> None:
