@@ -60,7 +60,7 @@ def _played(scenario: Scenario, server: Postgres, rounds: int, seconds: float, s
     try:
         outcome = play(scenario, server, rounds=rounds, seconds=seconds, seed=seed)
     except AssertionError as error:
-        print(f"{scenario.name:20} FAULT {error}", flush=True)
+        print(f"{scenario.name:20} FAULT {error} {error.__notes__}", flush=True)
         return False
     print(_line(_cells(outcome)), flush=True)
     for fault in outcome.balance.faults:
