@@ -6,7 +6,6 @@ Exit code 1: a loss, a double or a difference that no counted reason explains.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from random import SystemRandom
 
@@ -47,7 +46,7 @@ def main() -> int:
             if arguments.names and scenario.name not in arguments.names:
                 continue
             if scenario.disk != "none" and without_disks:
-                failed += os.environ.get("REQUIRE_COMPONENTS") == "1"
+                failed += disk.required()
                 print(f"{scenario.name:21}skipped: {without_disks}", flush=True)
                 continue
             failed += not _played(scenario, server, arguments.rounds, arguments.seconds, seed)

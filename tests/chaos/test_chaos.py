@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 
 import pytest
@@ -33,7 +32,7 @@ def server() -> Iterator[Postgres]:
 )
 def test_nothing_is_lost_or_doubled_without_a_counted_reason(scenario: Scenario, server: Postgres) -> None:
     if scenario.disk != "none" and (reason := disk.unavailable()):
-        (pytest.fail if os.environ.get("REQUIRE_COMPONENTS") == "1" else pytest.skip)(reason)
+        (pytest.fail if disk.required() else pytest.skip)(reason)
     balance = play(scenario, server, rounds=1, seconds=3.0, seed=0).balance
     assert balance.faults == []
     assert balance.ended > 100
