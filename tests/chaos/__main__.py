@@ -6,7 +6,6 @@ Exit code 1: a loss, a double or a difference that no counted reason explains.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from random import SystemRandom
 
@@ -47,7 +46,7 @@ def main() -> int:
             if arguments.names and scenario.name not in arguments.names:
                 continue
             if scenario.disk != "none" and without_disks:
-                failed += os.environ.get("REQUIRE_COMPONENTS") == "1"
+                failed += disk.required()
                 print(f"{scenario.name:21}skipped: {without_disks}", flush=True)
                 continue
             failed += not _played(scenario, server, arguments.rounds, arguments.seconds, seed)
@@ -60,7 +59,7 @@ def _played(scenario: Scenario, server: Postgres, rounds: int, seconds: float, s
     try:
         outcome = play(scenario, server, rounds=rounds, seconds=seconds, seed=seed)
     except AssertionError as error:
-        print(f"{scenario.name:20} FAULT {error}", flush=True)
+        print(f"{scenario.name:20} FAULT {error} {error.__notes__}", flush=True)
         return False
     print(_line(_cells(outcome)), flush=True)
     for fault in outcome.balance.faults:

@@ -23,6 +23,11 @@ def unavailable() -> str | None:
         return f"loop devices cannot be mounted: {error}"
 
 
+def required() -> bool:
+    """Whether a scenario that cannot have its disk has failed: in CI, and there as root."""
+    return os.environ.get("REQUIRE_COMPONENTS") == "1" and os.geteuid() == 0
+
+
 class Disk:
     """A mounted file system. `below` is the one its device lies on, which `stalled` freezes."""
 

@@ -110,6 +110,11 @@ class Stage:
         opened = [path for path in self.spool_dir.glob("*/*.executions.open") if path.read_bytes().strip(b"\0")]
         return bool(opened or [*self.spool_dir.glob("*/*.v1.executions")])
 
+    def last_words(self) -> str:
+        """What the services wrote to stderr; ends the one that runs."""
+        self.service.process.terminate()
+        return "\n".join([*self.heard, self.service.end()[2]])[-3000:]
+
     def leftovers(self) -> list[str]:
         """What is in the spool directory beside the homes of the living."""
         return [
