@@ -14,7 +14,7 @@ from opentelemetry.trace import StatusCode, format_span_id
 from . import copytext, semconv
 from .caller import Caller
 from .content import Content
-from .copytext import number, timestamp
+from .copytext import number, period, timestamp
 from .semconv import Status
 from .usage import NONE, Usage
 
@@ -175,7 +175,7 @@ class Execution(NamedTuple):
         cost = _NO_COST if total is NONE else _cost_text(own, total)
         return copytext.row(
             f"{'t' if late else 'f'}\t{trace_id}\t{span_id}\t{parent or _NULL}\t{above or _NULL}"
-            f"\t{timestamp(start)}\t{timestamp(end)}\t{'t' if above is None else 'f'}\t{status}\t{who}"
+            f"\t{period(start, end)}\t{'t' if above is None else 'f'}\t{status}\t{who}"
             f"\t{user}\t{session}\t{request}\t{service.text}\t{identity.duration_ms()}\t{first}"
             f"\t{tokens}\t{total.input_tokens + total.output_tokens}\t{model}\t{provider}\t{cost}\t{error}\t{message}",
             (rest, given, answer),

@@ -298,7 +298,7 @@ def test_the_short_ways_to_observe_do_what_the_public_calls_do() -> None:
     counter = Counter("c", "c", ["a"], registry=None).labels("x")
     _adder(counter)(1)
     counter.inc()
-    assert [sample.value for sample in counter._child_samples()][0] == 2
+    assert next(sample.value for sample in counter._child_samples()) == 2
 
 
 def test_a_prometheus_client_built_otherwise_is_called_by_its_public_names() -> None:
