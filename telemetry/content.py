@@ -28,20 +28,23 @@ class Content:
 
     def __init__(self, max_bytes: int = 8192, redact: Iterable[str] = ()) -> None:
         self.max_bytes = max_bytes
+        self._limit = max_bytes * _DECODE_LIMIT
         self._redactor = Redactor(redact)
 
     def encode(self, value: object) -> bytes | None:
         """`value` as JSON text in UTF-8, redacted and capped; None for None. Never raises."""
         if value is None:
             return None
-        written = _dumps(value)
-        limit = self.max_bytes * _DECODE_LIMIT
-        if len(written) > limit:
-            cut = written[:limit] + b'"'  # the quote closes a secret that the cut left open
+        try:
+            written = orjson.dumps(value, default=_plain, option=_OPTIONS)
+        except (TypeError, ValueError, RecursionError):  # integers over 64 bits, lone surrogates, cycles
+            written = _dumps(value)
+        if len(written) > self._limit:
+            cut = written[: self._limit] + b'"'  # the quote closes a secret that the cut left open
             raw = self._head(self._redactor.text(cut), len(written))
         else:
             raw = self._redactor.json(written, value)
-            if raw != written and not _is_json(raw):  # a pattern took a quote or half an escape with it
+            if raw is not written and not _is_json(raw):  # a pattern took a quote or half an escape with it
                 raw = orjson.dumps(raw.decode("utf-8", "replace"))
             if len(raw) > self.max_bytes:
                 raw = self._cap(raw)
@@ -57,7 +60,7 @@ class Content:
 
     def text(self, value: str) -> str:
         """A plain text (an error message, a stack trace, a log line), redacted and capped."""
-        raw = self._redactor.text(value[: self.max_bytes * _DECODE_LIMIT].encode("utf-8", "replace"))
+        raw = self._redactor.text(value[: self._limit].encode("utf-8", "replace"))
         text = raw[: self.max_bytes].decode("utf-8", "ignore").replace("\0", "\ufffd")
         return text if len(raw) <= self.max_bytes else f"{text}… [{len(value)} characters]"
 
@@ -87,14 +90,12 @@ def _is_json(raw: bytes) -> bool:
 
 
 def _dumps(value: object) -> bytes:
+    """What orjson refuses."""
     try:
-        return orjson.dumps(value, default=_plain, option=_OPTIONS)
-    except (TypeError, ValueError, RecursionError):  # integers over 64 bits, lone surrogates, cycles
-        try:
-            text = json.dumps(value, default=_plain, ensure_ascii=False, skipkeys=True).encode("utf-8", "replace")
-            return orjson.dumps(json.loads(text, parse_int=_int))
-        except Exception:
-            return orjson.dumps(_repr(value).encode("utf-8", "replace").decode())
+        text = json.dumps(value, default=_plain, ensure_ascii=False, skipkeys=True).encode("utf-8", "replace")
+        return orjson.dumps(json.loads(text, parse_int=_int))
+    except Exception:
+        return orjson.dumps(_repr(value).encode("utf-8", "replace").decode())
 
 
 def _int(digits: str) -> int | str:

@@ -71,6 +71,16 @@ def number(value: Decimal | None) -> str | None:
 _second = (0, "")
 
 
+def period(start: int, end: int) -> str:
+    """Two moments as two columns, see `timestamp`."""
+    second, prefix = _second
+    base = second * 1_000_000_000
+    first, last = start - base, end - base
+    if 0 <= first < 1_000_000_000 and 0 <= last < 1_000_000_000:  # most calls are short
+        return f"{prefix}{first // 1000:06d}+00\t{prefix}{last // 1000:06d}+00"
+    return f"{timestamp(start)}\t{timestamp(end)}"
+
+
 def timestamp(nanoseconds: int) -> str:
     """A moment, in nanoseconds since the epoch, floored to the microseconds that timestamptz holds; UTC."""
     global _second  # the text of the last second: formatting it costs more than the numbers of the whole row

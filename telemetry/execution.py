@@ -14,7 +14,7 @@ from opentelemetry.trace import StatusCode, format_span_id
 from . import copytext, semconv
 from .caller import Caller
 from .content import Content
-from .copytext import number, timestamp
+from .copytext import number, period, timestamp
 from .semconv import Status
 from .usage import NONE, Usage
 
@@ -105,7 +105,7 @@ class Identity(NamedTuple):
         service: Service,
         content: Content,
     ) -> Identity:
-        context, parent = span.context, span.parent
+        (trace_id, span_id), parent = span.context[:2], span.parent  # one slice instead of two properties
         status, error_type, error_message = _outcome(span, attributes)
         end = span.end_time or 0
         rest = b"{}"
@@ -113,8 +113,8 @@ class Identity(NamedTuple):
             rest = content.encode({name: attributes[name] for name in attributes if name not in _COLUMNS}) or rest
         first = attributes.get(semconv.TIME_TO_FIRST_CHUNK)
         fields = (
-            f"{context.trace_id:032x}",
-            f"{context.span_id:016x}",
+            f"{trace_id:032x}",
+            f"{span_id:016x}",
             format_span_id(parent.span_id) if parent is not None else None,
             min(span.start_time or 0, end),  # a clock that was set back meanwhile must not make it shorter than nothing
             end,
@@ -176,7 +176,7 @@ class Execution(NamedTuple):
         cost = _NO_COST if total is NONE else _cost_text(own, total)
         return copytext.row(
             f"{'t' if late else 'f'}\t{trace_id}\t{span_id}\t{parent or _NULL}\t{above or _NULL}"
-            f"\t{timestamp(start)}\t{timestamp(end)}\t{'t' if above is None else 'f'}\t{status}\t{who}"
+            f"\t{period(start, end)}\t{'t' if above is None else 'f'}\t{status}\t{who}"
             f"\t{user}\t{session}\t{request}\t{service.text}\t{identity.duration_ms()}\t{first}"
             f"\t{tokens}\t{total.input_tokens + total.output_tokens}\t{model}\t{provider}\t{cost}\t{error}\t{message}",
             (rest, given, answer),

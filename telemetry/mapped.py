@@ -7,6 +7,8 @@ import mmap
 import os
 from pathlib import Path
 
+_POPULATE_WRITE = 23  # madvise(2) since Linux 5.14; Python's mmap has no name for it
+
 
 class MappedFile:
     """A new file of `size` bytes, all zero, reserved on disk, its pages (or the first `present` bytes) in memory.
@@ -34,11 +36,12 @@ class MappedFile:
 
     def unmap(self) -> None:
         """Nothing is stored in it any more; what was is read from `fd`."""
-        self.bytes.close()
+        if not self.bytes.closed:  # a second `close` would hand over the interpreter's lock for nothing
+            self.bytes.close()
 
     def close(self) -> None:
         """Let go of it; the file stays as it is."""
-        self.bytes.close()
+        self.unmap()
         os.close(self.fd)
 
 
@@ -55,10 +58,10 @@ def _reserve(fd: int, size: int) -> None:
 
 
 def _populate(mapped: mmap.mmap, size: int) -> None:
-    """Bring the first pages in. By a read, which lets other threads run meanwhile; Python's madvise(2) does not."""
-    zeros = os.open("/dev/zero", os.O_RDONLY | os.O_CLOEXEC)
     try:
-        with memoryview(mapped) as whole, whole[:size] as first:
-            os.readv(zeros, [first])
-    finally:
-        os.close(zeros)
+        mapped.madvise(_POPULATE_WRITE, 0, size)
+    except OSError as error:
+        if error.errno != 22:  # EINVAL: an older kernel, or macOS
+            raise
+        for page in range(0, size, mmap.PAGESIZE):
+            mapped[page] = 0

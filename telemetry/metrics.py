@@ -7,8 +7,9 @@ sessions and request ids are never labels.
 from __future__ import annotations
 
 import builtins
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Final, Generic, TypeVar, cast
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics
@@ -97,6 +98,13 @@ class _Outcome:
     requests: Counter
     second: int = 0
     slowest: float = 0.0
+    observe: Callable[[float], object] = field(init=False)
+    count_execution: Callable[[float], object] = field(init=False)
+    count_request: Callable[[float], object] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.observe = _observer(self.duration)
+        self.count_execution, self.count_request = _adder(self.executions), _adder(self.requests)
 
     def wants_exemplar(self, seconds: float, now: int) -> bool:
         if abs(now - self.second) < 1_000_000_000:
@@ -106,6 +114,26 @@ class _Outcome:
             self.second = now
         self.slowest = seconds
         return True
+
+
+def _adder(counter: Counter) -> Callable[[float], object]:
+    """Adds without an exemplar: the value's own `inc`, past what `Counter.inc` asks of it, which holds for a child."""
+    return getattr(getattr(counter, "_value", None), "inc", counter.inc)
+
+
+def _observer(histogram: Histogram) -> Callable[[float], object]:
+    """Observes without an exemplar, as `_adder` adds; a bucket is found by bisection instead of one by one."""
+    try:
+        bounds, add = histogram._upper_bounds, histogram._sum.inc
+        buckets = [bucket.inc for bucket in histogram._buckets]
+    except AttributeError:  # a prometheus_client built otherwise
+        return histogram.observe
+
+    def observe(seconds: float) -> None:
+        add(seconds)
+        buckets[bisect_left(bounds, seconds)](1)
+
+    return observe
 
 
 class Metrics:
@@ -219,13 +247,17 @@ class Metrics:
         key = (execution.agent_name, identity.status, error)
         outcome = outcomes.get(key) or self._outcome(identity.service, *key)
         seconds = (identity.end_time - identity.start_time) / 1e9
-        exemplar = None
         if outcome.wants_exemplar(seconds, identity.end_time):
             exemplar = {"trace_id": identity.trace_id, "span_id": identity.span_id}
-        outcome.duration.observe(seconds, exemplar)
-        outcome.executions.inc(1, exemplar)
+            outcome.duration.observe(seconds, exemplar)
+            outcome.executions.inc(1, exemplar)
+            if execution.is_root:
+                outcome.requests.inc(1, exemplar)
+            return
+        outcome.observe(seconds)
+        outcome.count_execution(1)
         if execution.parent_agent_span_id is None:
-            outcome.requests.inc(1, exemplar)
+            outcome.count_request(1)
 
     def _outcome(self, service: Service, agent: str, status: str, error: str) -> _Outcome:
         place = where(service)

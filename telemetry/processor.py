@@ -12,7 +12,7 @@ import orjson
 from opentelemetry.context import Context
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
-from opentelemetry.trace import format_span_id
+from opentelemetry.trace import SpanContext, format_span_id
 from prometheus_client import Histogram
 
 from . import semconv
@@ -76,7 +76,8 @@ class ExecutionProcessor(SpanProcessor):
         began = time.perf_counter()
         try:
             attributes = _attributes(span)
-            opened = self._spans.start(span.context, span.parent, attributes)
+            context, parent = span.context, span.parent
+            opened = self._spans.start(context, parent, attributes)
             if opened.learns:
                 learned = opened.caller.missing(attributes)
                 if opened.agent_name is not None and semconv.AGENT_NAME not in attributes:
@@ -87,7 +88,8 @@ class ExecutionProcessor(SpanProcessor):
                 service, agent = self._service_of(span.resource), opened.agent_name or semconv.UNATTRIBUTED
                 if agent not in self._agents:
                     self._know_agent(service, agent)
-                self._record(span, attributes, opened)
+                opened.started_at = span.start_time or 0
+                self._record(context, parent, attributes, opened)
                 if started % _SAMPLED == 0:
                     opened.overhead = time.perf_counter() - began
         except Exception:
@@ -131,21 +133,22 @@ class ExecutionProcessor(SpanProcessor):
         if len(self._agents) < _MOST_AGENTS:
             self._agents.add(agent)
 
-    def _record(self, span: Span, attributes: dict[str, Any], opened: OpenSpan) -> None:
+    def _record(
+        self, context: SpanContext, parent: SpanContext | None, attributes: dict[str, Any], opened: OpenSpan
+    ) -> None:
         """Note the run where it can be found when this process is killed."""
-        opened.started_at = span.start_time or 0
         runs = self._spool.runs
         if runs is not None:
-            parent = span.parent
+            above = opened.execution
             document = [
                 opened.agent_name or semconv.UNATTRIBUTED,
                 semconv.string(attributes, semconv.AGENT_VERSION),
-                format_span_id(parent.span_id) if parent is not None else None,
-                _span_id(opened.execution),
+                None if parent is None else format_span_id(parent.span_id),
+                None if above is None else format_span_id(above.span_id),
                 *opened.caller,
             ]
-            context = span.context
-            opened.ids = context.trace_id.to_bytes(16, "big") + context.span_id.to_bytes(8, "big")
+            trace_id, span_id = context[:2]
+            opened.ids = trace_id.to_bytes(16, "big") + span_id.to_bytes(8, "big")
             try:
                 encoded = orjson.dumps(document)
             except TypeError:  # lone surrogates, which JSON can say but UTF-8 cannot

@@ -131,10 +131,11 @@ class OpenSpans:
         if parent is not None:
             key = parent[:2]
             above = self._open.get(key) or self._ended.get(key)
-        opened = OpenSpan(context.span_id, attributes, above)
+        key = context[:2]
+        opened = OpenSpan(key[1], attributes, above)
         if len(self._open) >= self.limit:
             self._evict()
-        self._open[context[:2]] = opened
+        self._open[key] = opened
         return opened
 
     def get(self, context: SpanContext) -> OpenSpan | None:

@@ -34,7 +34,7 @@ class Segment:
     def read(self, table: str) -> bytes:
         """The lines of one table; empty when the segment has none, or was removed by another drainer."""
         try:
-            return self.path(table).read_bytes()
+            return self.path(table).read_bytes().rstrip(b"\0")
         except FileNotFoundError:
             return b""
 
@@ -167,7 +167,8 @@ class OpenSegment:
             file.unmap()  # or each page that is written back interrupts every processor that runs this process
             try:
                 os.ftruncate(file.fd, self.sizes[table])
-                sync(file.fd)
+                if self.sizes[table]:  # one that comes back uncut after a loss of power reads as empty too
+                    sync(file.fd)
             except OSError as error:
                 refused = error
         for table in (STEPS, EXECUTIONS):

@@ -271,3 +271,13 @@ def test_a_line_is_read_as_it_was_written(values: list[str | None]) -> None:
 def test_a_torn_line_is_refused() -> None:
     with pytest.raises(ValueError, match=r"^2 of 3 columns$"):
         copytext.values(b"a\tb", 3)
+
+
+@pytest.mark.parametrize("end", [0, 999, 999_999_999, 1_000_000_000, 61_500_000_000])
+@pytest.mark.parametrize("start", [-1, 0, 5_000, 999_999_999])
+def test_a_period_is_two_timestamps(start: int, end: int) -> None:
+    second = 1_700_000_000_000_000_000
+    copytext.timestamp(second)
+    assert copytext.period(second + start, second + end) == "\t".join(
+        copytext.timestamp(second + offset) for offset in (start, end)
+    )

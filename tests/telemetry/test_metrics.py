@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import time
 from decimal import Decimal
+from typing import cast
 
 import pytest
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
 from telemetry.execution import Service
-from telemetry.metrics import AGENT_SECONDS, CALL_SECONDS, ERROR_TYPES, OTHER, Capped, Metrics
+from telemetry.metrics import AGENT_SECONDS, CALL_SECONDS, ERROR_TYPES, OTHER, Capped, Metrics, _adder, _observer
 from telemetry.semconv import Status
 from tests.telemetry.observed import SERVICE, Observed
 
@@ -285,3 +286,32 @@ def test_the_buckets_hold_the_thresholds_of_service_levels() -> None:
     assert levels <= set(AGENT_SECONDS)
     assert levels <= set(CALL_SECONDS)
     assert {0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92} <= set(CALL_SECONDS)
+
+
+def test_the_short_ways_to_observe_do_what_the_public_calls_do() -> None:
+    public, short = (Histogram("h", "h", ["a"], buckets=AGENT_SECONDS, registry=None).labels("x") for _ in range(2))
+    observe = _observer(short)
+    for seconds in (0.0, *AGENT_SECONDS, *(bound + 1e-9 for bound in AGENT_SECONDS), 1e9):
+        public.observe(seconds)
+        observe(seconds)
+    assert list(short._child_samples()) == list(public._child_samples())
+    counter = Counter("c", "c", ["a"], registry=None).labels("x")
+    _adder(counter)(1)
+    counter.inc()
+    assert next(sample.value for sample in counter._child_samples()) == 2
+
+
+def test_a_prometheus_client_built_otherwise_is_called_by_its_public_names() -> None:
+    class Plain:
+        def __init__(self) -> None:
+            self.seen: list[float] = []
+
+        def inc(self, amount: float = 1) -> None:
+            self.seen.append(amount)
+
+        observe = inc
+
+    plain = Plain()
+    _observer(cast(Histogram, plain))(3)
+    _adder(cast(Counter, plain))(4)
+    assert plain.seen == [3, 4]
