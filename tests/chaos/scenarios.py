@@ -66,7 +66,7 @@ class Scenario:
 def kill(around: Surroundings) -> None:
     """SIGKILL of a random process that runs agents, at random moments"""
     for _ in range(5 * around.rounds):
-        time.sleep(around.random.uniform(0.1, 1.0))
+        time.sleep(around.random.uniform(*around.stage.kill_pause))
         around.stage.kill_one()
 
 
@@ -160,10 +160,10 @@ def fill_disk(around: Surroundings) -> None:
 
 
 def stall_disk(around: Surroundings) -> None:
-    """the spool's disk answers nothing"""
+    """the spool's disk answers nothing, for up to 10 s"""
     assert around.disk is not None
-    with around.disk.stalled():
-        time.sleep(around.seconds)
+    with around.disk.stalled():  # longer, and the 8 MiB in memory are full: rows are dropped, as they should
+        time.sleep(min(around.seconds, 10.0))
 
 
 def step_clock_back(around: Surroundings) -> None:

@@ -41,6 +41,8 @@ class Stage:
     """Those that run once for each number."""
     steps = 0
     """Of each numbered execution."""
+    kill_pause = (0.1, 1.0)
+    """Seconds between two kills, from and to."""
 
     def __init__(self, data_dir: Path, database_url: str, tallies: Path, random: Random) -> None:
         self.data_dir = data_dir
@@ -217,6 +219,7 @@ class Workers(Stage):
 
     command = ("-m", "app", "run", "--workers", "3")
     agents = ("main_orchestrator", str(SEED["type"]))
+    kill_pause = (1.0, 2.5)  # one that lives for less than 5 s is started again after a pause, which grows
 
     def begin(self) -> None:
         self.service.ready()

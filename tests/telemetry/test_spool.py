@@ -256,6 +256,30 @@ def test_a_crash_between_the_two_renames(spool: Spool, tmp_path: Path, left: tup
     assert (lines(spool), lines(spool, STEPS)) == ([b"executions\n"], [b"steps\n"])
 
 
+def test_who_looks_between_the_two_renames_sees_no_half(
+    spool: Spool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would be loaded, and removed, without its steps."""
+    halves: list[Segment] = []
+
+    def renamed(path: Path, target: Path) -> Path:
+        done = rename(path, target)
+        halves.extend(segment for segment in spool.look() if not segment.path(STEPS).exists())
+        return done
+
+    rename = Path.rename
+    dead = tmp_path / "1-dead"
+    dead.mkdir()
+    for table in TABLES:
+        spool.append(table, b"a\n")
+        (dead / f"000000000007.v1.{table}.open").write_bytes(b"b\n")
+    monkeypatch.setattr(Path, "rename", renamed)
+    spool.seal()
+    Segment(dead, 8).write(dict.fromkeys(TABLES, b"c\n"))
+    assert (sorted(lines(spool)), halves) == ([b"a\n", b"b\n", b"c\n"], [])
+    assert sorted(lines(spool, STEPS)) == [b"a\n", b"b\n", b"c\n"]
+
+
 def test_a_living_writer_is_not_adopted(spool: Spool, tmp_path: Path) -> None:
     script = """
     spool.append("executions", b"mine\\n")
