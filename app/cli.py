@@ -48,7 +48,7 @@ def spanledger() -> None:
 
 
 @spanledger.command()
-@click.option("--workers", type=click.IntRange(1, 64), default=1, show_default=True, help="Processes that serve.")
+@click.option("--workers", type=click.IntRange(1, 16), default=1, show_default=True, help="Processes that serve.")
 def run(workers: int) -> None:
     """Run the service; its settings come from the environment and from .env."""
     from app.main import create_app
@@ -69,12 +69,15 @@ def supervise(settings: Settings, listener: socket.socket, count: int) -> None:
     from app.drain import create_app
     from app.workers import Workers
 
-    with tempfile.TemporaryDirectory(prefix="spanledger-") as directory:  # a short path: a socket's is limited
+    directory = tempfile.mkdtemp(prefix="spanledger-")  # a short path: a socket's is limited
+    try:
         path = Path(directory) / "supervisor"
         with socket.socket(socket.AF_UNIX) as private:
             private.bind(str(path))
             app = create_app(settings, Workers(count, listener), path)
             serve(app, private, welcome(settings), access_log=False)  # the workers log who asks
+    finally:  # where it does not end by a signal, which nothing here survives: then the lifespan does it
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 @spanledger.command(hidden=True)
@@ -91,7 +94,7 @@ def worker(listener: int, supervisor: Path) -> None:
         app = create_app(settings, supervisor)
     except StartError as error:
         fail(error)
-    serve(app, socket.socket(fileno=listener))
+    serve(app, socket.socket(fileno=listener), "serving")  # the supervisor waits for it
 
 
 def stop_with_stdin() -> None:
@@ -170,7 +173,7 @@ def check(repair: bool, as_json: bool) -> None:
 @click.option("--reason", type=click.Choice(["timestamp", "data", "constraint"]), help="Only rows set aside for this.")
 @click.option("--dry-run", is_flag=True, help="Only count.")
 def replay_rejected(reason: str | None, dry_run: bool) -> None:
-    """Put rows that were set aside back into the spool, once their cause is gone. Exit code 1: it refused some."""
+    """Put rows that were set aside back into the spool, once their cause is gone."""
     from telemetry import Rejected
 
     try:
@@ -178,16 +181,15 @@ def replay_rejected(reason: str | None, dry_run: bool) -> None:
         spool_dir = settings.spanledger_data_dir / "spool"
         if not spool_dir.is_dir():
             raise StartError(f"{spool_dir} does not exist; is SPANLEDGER_DATA_DIR the service's?")
-        counts = Rejected(spool_dir).put_back(reason=reason, dry_run=dry_run, max_bytes=settings.spool_max_bytes)
+        counts = Rejected(spool_dir).put_back(reason=reason, dry_run=dry_run)
     except StartError as error:
         fail(error)
     except OSError as error:
-        fail(StartError(f"{error.filename} cannot be used ({error.strerror}): run this as the user of the service"))
+        fail(StartError(f"{error.filename} cannot be used ({error.strerror})"))
     for what, number in sorted(counts.items()):
         click.echo(f"{'would be ' if dry_run else ''}{what}: {number}")
     if not counts:
         click.echo("Nothing is set aside.")
-    sys.exit(1 if counts["refused"] else 0)
 
 
 @spanledger.command()

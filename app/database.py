@@ -40,10 +40,17 @@ class Database:
     Raises ValueError for a URL that is not of Postgres.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, most_connections: int = 15) -> None:
         self.url = database_url(url)
         arguments = connect_arguments(self.url)
-        self._engine = create_engine(self.url, pool_pre_ping=True, pool_timeout=5, connect_args=arguments)
+        self._engine = create_engine(
+            self.url,
+            pool_pre_ping=True,
+            pool_timeout=5,
+            pool_size=min(5, most_connections),
+            max_overflow=max(0, most_connections - 5),
+            connect_args=arguments,
+        )
         self._missing_roles: set[str] = set()
 
     def dispose(self) -> None:

@@ -6,6 +6,7 @@ With workers it is the supervisor of `spanledger run --workers N`: they spool, i
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
@@ -57,6 +58,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
             raise StartError(NOT_WRITABLE.format(path=spool_dir, reason=error.strerror)) from error
         stack.push_async_callback(asyncio.to_thread, drain.shutdown, DRAIN_SECONDS)
         if app.state.workers is not None:
+            stack.callback(shutil.rmtree, app.state.socket.parent, ignore_errors=True)
             directory.admin_token()  # made once, before they all look for it
             app.state.workers.start(database.url.render_as_string(hide_password=False), app.state.socket)
             stack.push_async_callback(app.state.workers.stop)

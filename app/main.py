@@ -41,16 +41,8 @@ def create_app(settings: Settings | None = None, supervisor: Path | None = None)
     app.state.supervisor = supervisor
     app.add_middleware(BodyLimitMiddleware, max_bytes=settings.max_body_bytes)
     problems.install(app)
-    for router in (
-        ai.router,
-        admin.router,
-        executions.router,
-        inflight.router,
-        rejected.router,
-        ledger.router,
-        health.router,
-    ):
-        app.include_router(router)
+    for route in (ai, admin, executions, inflight, rejected, ledger, health):
+        app.include_router(route.router)
     return app
 
 

@@ -33,6 +33,11 @@ async def open_database(app: FastAPI, directory: DataDir, stack: AsyncExitStack)
         StartError: The embedded server does not start.
     """
     url = app.state.settings.database_url
+    if getattr(app.state, "supervisor", None) is not None:  # which keeps the database ready
+        database = Database(url.get_secret_value(), most_connections=3)
+        stack.callback(database.dispose)
+        app.state.migrated = True
+        return database
     if url is None:
         server = EmbeddedPostgres(directory.path)
         stack.push_async_callback(asyncio.to_thread, server.stop)

@@ -11,15 +11,18 @@ from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
 
-from bench import call, redaction, request, service
+from bench import backlog, call, outage, redaction, request, service, sink
 from bench.figure import HEADER, Figure
 
-BENCHMARKS: dict[str, ModuleType] = {"call": call, "redaction": redaction, "request": request, "service": service}
-WIDTHS = ("<47", "<5", ">7", ">13", ">7", ">5", "<0")
+BENCHMARKS: dict[str, ModuleType] = {
+    module.__name__.removeprefix("bench."): module
+    for module in (call, redaction, request, service, sink, outage, backlog)
+}
+WIDTHS = ("<47", "<6", ">7", ">13", ">7", ">6", "<0")
 RESULTS = Path(__file__).with_name("RESULTS.md")
 PACKAGES = (
     *("opentelemetry-sdk", "opentelemetry-instrumentation-fastapi", "prometheus-client", "orjson"),
-    *("fastapi", "starlette", "uvicorn", "uvloop", "httptools", "psycopg", "sqlalchemy"),
+    *("fastapi", "starlette", "uvicorn", "uvloop", "httptools", "psycopg", "sqlalchemy", "asyncpg"),
 )
 
 

@@ -32,6 +32,7 @@ from .replay import Replay
 from .runs import OpenSpans
 from .sampling import AlwaysRecord
 from .scope import Runtime
+from .slots import Slots
 from .spool import Spool
 from .worker import Worker
 
@@ -88,7 +89,10 @@ class Telemetry:
     def flush(self, timeout: float = 10.0) -> bool:
         """Seal the spool and drain it into Postgres; True when nothing is left. Without a sink: sealed."""
         if self.sink is None:
-            self.spool.seal()
+            try:
+                self.spool.seal()
+            except OSError:
+                return False
             return True
         return self.sink.drain(timeout)
 
@@ -98,7 +102,13 @@ class Telemetry:
         deadline = time.monotonic() + timeout
         self._sealer.stop(timeout)
         drained = self.sink.stop(timeout) if self.sink is not None else True
-        self.spool.close()
+        try:
+            if self.spool.runs is not None:
+                _note(self.spool.runs, self._counts())
+            self.spool.close()
+        except OSError:  # the disk: nobody who stops can do anything about it, and what it has is adopted
+            _logger.warning("the spool could not be closed", exc_info=True)
+            drained = False
         # Rows first: a batch processor's flush knows no deadline.
         self.tracer_provider.force_flush(max(1, int((deadline - time.monotonic()) * 1000)))
         return drained
@@ -165,8 +175,13 @@ def configure(
     processor = ExecutionProcessor(
         *(spool, metrics, spans, prices, content, guard), retention=retention.total_seconds(), overhead=overhead
     )
-    provider = _attach(processor, tracer_provider, resource, sampler, span_exporter)
-    spool.prepare(Service.from_resource(provider.resource).columns)
+    provider, ours = _provider(tracer_provider, resource, sampler)
+    try:
+        spool.prepare(Service.from_resource(provider.resource).columns)
+    except OSError:  # before anything of the host's is touched
+        spool.close()
+        raise
+    _attach(processor, provider, ours, span_exporter)
     unsampled = TracerProvider(
         sampler=StaticSampler(Decision.RECORD_ONLY),
         resource=provider.resource,
@@ -202,36 +217,44 @@ def _seal(spool: Spool, spans: OpenSpans, guard: Guard, counts: Callable[[], Cou
         if runs is not None:
             for trace_id, span_id in runs.cancelled():
                 spans.cancel(trace_id, span_id)
-            runs.note_counts(counts().to_json())
+            _note(runs, counts())
+    except Exception:
+        guard.report("spool")
+    try:  # whatever became of the rest
         spool.seal()
-    except OSError:
+    except Exception:
         guard.report("spool")
     return interval
 
 
-def _attach(
-    processor: ExecutionProcessor,
-    provider: TracerProvider | None,
-    resource: Resource | None,
-    sampler: Sampler | None,
-    exporter: SpanExporter | None,
-) -> TracerProvider:
-    """The host's provider with our processor added, or one of our own."""
+def _note(runs: Slots, counts: Counts) -> None:
+    """Leave the counts for a drain, without the agents' names where those are too many."""
+    if not runs.note_counts(counts.to_json()):
+        runs.note_counts(counts._replace(agents=frozenset()).to_json())
+
+
+def _provider(
+    provider: TracerProvider | None, resource: Resource | None, sampler: Sampler | None
+) -> tuple[TracerProvider, bool]:
+    """The host's provider, or one of our own, and whether it is ours."""
     existing = provider if provider is not None else trace.get_tracer_provider()
     if isinstance(existing, TracerProvider):
-        if not records_all(existing.sampler):
-            _logger.warning(
-                "the host's sampler %s may drop spans of instrumented libraries before they are counted; "
-                "wrap it in AlwaysRecord, of this package's module sampling",
-                existing.sampler.get_description(),
-            )
-        existing.add_span_processor(processor)
-        return existing
+        return existing, False
     instance = Resource({"service.instance.id": str(uuid.uuid4())})
     resource = instance.merge(resource if resource is not None else Resource.create())
-    made = TracerProvider(sampler=AlwaysRecord(sampler or DEFAULT_ON), resource=resource)
-    made.add_span_processor(processor)
-    if exporter is not None:
-        made.add_span_processor(BatchSpanProcessor(exporter))
-    trace.set_tracer_provider(made)
-    return made
+    return TracerProvider(sampler=AlwaysRecord(sampler or DEFAULT_ON), resource=resource), True
+
+
+def _attach(processor: ExecutionProcessor, provider: TracerProvider, ours: bool, exporter: SpanExporter | None) -> None:
+    """Add our processor; one of our own is made the global one."""
+    if not ours and not records_all(provider.sampler):
+        _logger.warning(
+            "the host's sampler %s may drop spans of instrumented libraries before they are counted; "
+            "wrap it in AlwaysRecord, of this package's module sampling",
+            provider.sampler.get_description(),
+        )
+    provider.add_span_processor(processor)
+    if ours:
+        if exporter is not None:
+            provider.add_span_processor(BatchSpanProcessor(exporter))
+        trace.set_tracer_provider(provider)

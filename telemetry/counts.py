@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterable
 from typing import NamedTuple
-
-import orjson
 
 from .guard import Guard
 from .metrics import Metrics, where
@@ -80,7 +79,7 @@ class Counts(NamedTuple):
         Raises:
             ValueError: It is something else, such as half of it.
         """
-        values = orjson.loads(document)
+        values = json.loads(document)
         if not isinstance(values, list) or len(values) != len(cls._fields):
             raise ValueError("not the counts of a process")
         *counters, in_flight, evicted, open_spans, queued, unrecorded, agents = values
@@ -93,10 +92,11 @@ class Counts(NamedTuple):
     def to_json(self) -> bytes:
         """For another process, without the zeros."""
         counters = ({name: count for name, count in counter.items() if count} for counter in self[:4])
-        return orjson.dumps([*counters, *self[4:9], sorted(self.agents)])
+        return json.dumps([*counters, *self[4:9], sorted(self.agents)]).encode()
 
     def ended(self) -> Counts:
-        """What is left of them when the process has ended: nothing is open there, what was is recorded as crashed."""
+        """What they come to when the process has ended: what was open has ended too, in the spool, crashed or not."""
         executions = self.executions.copy()
-        executions["started"] = executions["ended"]
+        executions["spooled"] += executions["started"] - executions["ended"]
+        executions["ended"] = executions["started"]
         return self._replace(open_spans=0, in_flight=0, executions=executions)

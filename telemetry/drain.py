@@ -76,7 +76,7 @@ class Drain:
         self.sink = PostgresSink(
             self.spool, connect, self._guard, interval=drain_interval, retention=retention, ready=self.ready
         )
-        self.registry.register(RunsCollector(self.spool))
+        self.registry.register(RunsCollector(self.spool, self._metrics))
         self.registry.register(SpoolCollector(self.spool, self.sink, self.counts))
         self._observer = Worker("spanledger-observe", self._observe, drain_interval)
         self._observer.start()
@@ -89,7 +89,7 @@ class Drain:
             segments = self.spool.ready()
             for segment in segments:
                 # Noted before it is done: a drain that is killed in between counts too little, as its last scrape does.
-                if segment not in self._seen and segment.mark_seen():
+                if segment not in self._seen and _mark(segment):
                     for table in TABLES:
                         self._replay.observe(table, segment.read(table).splitlines(keepends=True))
             self._seen = set(segments)
@@ -128,3 +128,11 @@ class Drain:
         drained = self.sink.stop(timeout)
         self.spool.close()
         return drained
+
+
+def _mark(segment: Segment) -> bool:
+    """Whether it is ours to observe. A disk too full for the note must not hold up what would empty it."""
+    try:
+        return segment.mark_seen()
+    except OSError:
+        return True

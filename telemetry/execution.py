@@ -107,6 +107,7 @@ class Identity(NamedTuple):
     ) -> Identity:
         (trace_id, span_id), parent = span.context[:2], span.parent  # one slice instead of two properties
         status, error_type, error_message = _outcome(span, attributes)
+        end = span.end_time or 0
         rest = b"{}"
         if not _COLUMNS.issuperset(attributes):
             rest = content.encode({name: attributes[name] for name in attributes if name not in _COLUMNS}) or rest
@@ -115,8 +116,8 @@ class Identity(NamedTuple):
             f"{trace_id:032x}",
             f"{span_id:016x}",
             format_span_id(parent.span_id) if parent is not None else None,
-            span.start_time or 0,
-            span.end_time or 0,
+            min(span.start_time or 0, end),  # a clock that was set back meanwhile must not make it shorter than nothing
+            end,
             status,
             error_type,
             content.text(error_message) if error_message is not None else None,

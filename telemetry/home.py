@@ -15,10 +15,14 @@ _LOCK = "lock"
 
 
 class Home(NamedTuple):
-    """A directory and the descriptor that holds its lock: of this process, and of no child of it."""
+    """A directory and the descriptors that hold its locks: of this process, and of no child of it.
+
+    Both the directory and a file in it are locked: the one cannot be deleted from under us, the other is what releases
+    before this one look at.
+    """
 
     path: Path
-    lock: int
+    locks: tuple[int, ...]
 
     @classmethod
     def settle(cls, directory: Path) -> Home:
@@ -31,22 +35,27 @@ class Home(NamedTuple):
         name = f"{os.getpid()}-{secrets.token_hex(4)}"
         hidden = directory / f".{name}"  # nobody adopts it before it is locked
         hidden.mkdir(mode=0o700)
-        lock = _lock(hidden / _LOCK)
-        if lock is None:
+        (hidden / _LOCK).touch(0o600)
+        locks = _lock(hidden)
+        if locks is None:
             raise OSError(f"{hidden} was taken by another process")
-        return cls(hidden.rename(directory / name), lock)
+        return cls(hidden.rename(directory / name), locks)
 
     def leave(self) -> None:
-        """Let go of the lock; whoever comes next adopts what is left."""
-        os.close(self.lock)
+        """Let go of the locks; whoever comes next adopts what is left."""
+        for lock in self.locks:
+            os.close(lock)
 
 
 def is_alive(home: Path) -> bool:
     """Whether a process lives there."""
-    lock = _lock(home / _LOCK) if home.is_dir() else None
-    if lock is not None:
+    try:
+        locks = _lock(home)
+    except FileNotFoundError:
+        return False
+    for lock in locks or ():
         os.close(lock)
-    return home.is_dir() and lock is None
+    return locks is None
 
 
 def abandoned(directory: Path, own: Path) -> Iterator[Path]:
@@ -60,30 +69,39 @@ def abandoned(directory: Path, own: Path) -> Iterator[Path]:
         with contextlib.suppress(OSError):
             if home == own or not home.is_dir() or _is_beginning(home):
                 continue
-            lock = _lock(home / _LOCK)
-            if lock is None:
+            locks = _lock(home)
+            if locks is None:
                 continue
             try:
                 yield home
-                if [path.name for path in home.iterdir()] == [_LOCK]:
-                    (home / _LOCK).unlink()
+                if {path.name for path in home.iterdir()} <= {_LOCK}:
+                    (home / _LOCK).unlink(missing_ok=True)
                     home.rmdir()
             finally:
-                os.close(lock)
+                for lock in locks:
+                    os.close(lock)
 
 
-def _lock(path: Path) -> int | None:
-    """A descriptor that holds the lock, or None where a living process holds it or the directory is gone."""
+def _lock(home: Path) -> tuple[int, ...] | None:
+    """Descriptors that hold the locks of a home, or None where a living process holds one.
+
+    Raises:
+        OSError: It is gone, or belongs to another user.
+    """
+    locks: list[int] = []
     try:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except FileNotFoundError:
-        return None
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(fd)
-        return None
-    return fd
+        locks.append(os.open(home, os.O_RDONLY | os.O_CLOEXEC))
+        with contextlib.suppress(FileNotFoundError):  # somebody deleted the file
+            locks.append(os.open(home / _LOCK, os.O_RDONLY | os.O_CLOEXEC))
+        for lock in locks:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BaseException as error:
+        for lock in locks:
+            os.close(lock)
+        if isinstance(error, BlockingIOError):
+            return None
+        raise
+    return tuple(locks)
 
 
 def _is_beginning(home: Path) -> bool:

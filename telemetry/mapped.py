@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 from pathlib import Path
@@ -46,9 +47,14 @@ class MappedFile:
 
 def _reserve(fd: int, size: int) -> None:
     if hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(fd, 0, size)
-    elif os.pwrite(fd, bytes(size), 0) < size:  # macOS
-        raise OSError(28, "No space left on device")
+        try:
+            os.posix_fallocate(fd, 0, size)
+            return
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # not every file system and libc can
+                raise
+    if os.pwrite(fd, bytes(size), 0) < size:  # macOS has no other way
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def _populate(mapped: mmap.mmap, size: int) -> None:

@@ -105,8 +105,9 @@ class SpoolCollector(Collector):
 class RunsCollector(Collector):
     """What runs in the living processes of a spool directory."""
 
-    def __init__(self, spool: Spool) -> None:
+    def __init__(self, spool: Spool, metrics: Metrics) -> None:
         self._spool = spool
+        self._metrics = metrics
 
     def describe(self) -> Iterable[Metric]:
         """Nothing: a collect at registration would read parts that are not running yet."""
@@ -115,8 +116,10 @@ class RunsCollector(Collector):
     def collect(self) -> Iterable[Metric]:
         """Read from their files."""
         runs = open_runs(self._spool.directory)
+        known = {(*where(service), agent) for service, agent in self._metrics.agents.copy()}
         places = [((run.service[0] or "", run.service[3] or "", run.agent_name), run.started_at) for run in runs]
-        return in_flight((), places)
+        other = (OTHER, OTHER, OTHER)
+        return in_flight(known, ((place if place in known else other, started_at) for place, started_at in places))
 
 
 def in_flight(known: Iterable[Place], runs: Iterable[tuple[Place, int]]) -> Iterable[Metric]:

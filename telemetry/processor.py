@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections import Counter
 from decimal import Decimal, InvalidOperation
@@ -18,6 +19,7 @@ from . import semconv
 from .aside import set_aside
 from .content import Content
 from .execution import Execution, Identity, Service, Step
+from .fork import in_child
 from .guard import Guard
 from .metrics import Metrics
 from .prices import Prices
@@ -64,6 +66,8 @@ class ExecutionProcessor(SpanProcessor):
         self._guard = guard
         self._overhead = overhead
         self._retention = int(retention * 1e9)
+        spans.on_evict = self._on_evict
+        in_child(self._after_fork)
         self._service: tuple[Resource | None, Service] = (None, Service("", None, None, None, None))
         self._agents: set[str] = set()  # of that service, known to the metrics: a name is quicker to find than both
 
@@ -145,7 +149,25 @@ class ExecutionProcessor(SpanProcessor):
             ]
             trace_id, span_id = context[:2]
             opened.ids = trace_id.to_bytes(16, "big") + span_id.to_bytes(8, "big")
-            opened.slot = runs.take(opened.ids, opened.started_at, orjson.dumps(document))
+            try:
+                encoded = orjson.dumps(document)
+            except TypeError:  # lone surrogates, which JSON can say but UTF-8 cannot
+                encoded = json.dumps(document).encode()
+            opened.slot = runs.take(opened.ids, opened.started_at, encoded)
+
+    def _on_evict(self, key: tuple[int, int], opened: OpenSpan) -> None:
+        """An execution that is taken for ended: in the books it is one without a row. If it ends, it is another."""
+        if opened.started_at:
+            self.executions.update(("ended", "dropped"))
+            opened.started_at = 0
+        if opened.slot is not None and self._spool.runs is not None:
+            self._spool.runs.release(opened.slot, opened.ids)
+            opened.slot = None
+
+    def _after_fork(self) -> None:
+        """What is counted so far is the parent's."""
+        for counter in (self.dropped, self.rejected, self.executions, self._guard.counts):
+            counter.update({name: -count for name, count in counter.items()})
 
     def _end(self, span: ReadableSpan, opened: OpenSpan | None) -> None:
         attributes = _attributes(span)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import json
 import os
 import secrets
@@ -20,8 +21,9 @@ from typing import IO, Any
 from . import copytext
 from .aside import REJECTED
 from .execution import EXECUTION_COLUMNS, STEP_COLUMNS
-from .segment import VERSION
-from .spool import EXECUTIONS, STEPS, Spool, SpoolError
+from .home import Home
+from .segment import EXECUTIONS, STEPS, TABLES, VERSION, Segment
+from .spool import SEGMENT_BYTES
 
 _COLUMNS = {EXECUTIONS: EXECUTION_COLUMNS, STEPS: STEP_COLUMNS}
 _IDENTIFYING = ("trace_id", "span_id", "agent_name", "created_at")
@@ -53,54 +55,62 @@ class Rejected:
                 found.append((position, _shown(record)))
         return [shown for _, shown in found], None
 
-    def put_back(self, *, reason: str | None = None, dry_run: bool = False, max_bytes: int = 1 << 30) -> Counter[str]:
+    def put_back(self, *, reason: str | None = None, dry_run: bool = False) -> Counter[str]:
         """Write rows into the spool again, those with this reason or all, and take them out of the file.
 
-        Whoever drains the spool stores them, counts and observes them; one that is refused again comes back. After a
-        crash the rest of the file is found and put back the next time; a row that is stored twice is stored once.
+        Whoever drains the spool stores them; what is refused again comes back. They were counted when they ended, and
+        are marked as observed. After a crash the rest is found and put back the next time; a row that is in the spool
+        twice is stored once. The bound of the spool does not hold for them.
 
         Args:
             reason: `timestamp`, `data` or `constraint`; None for all.
             dry_run: Only count.
-            max_bytes: Bound of the spool.
 
         Returns:
-            Rows by what became of them: `put back`, `refused` by the spool (it is full, or the disk failed), `other
-            version` of the lines, `unreadable`, and `left` for those with another reason. All but the first stay.
+            Rows by what became of them: `put back`; `left` in the file for another reason; left there, too, what is of
+            an `other version` or `unreadable`.
 
         Raises:
-            OSError: The spool or the file cannot be written.
+            OSError: The spool or the file cannot be written; what was not put back is still in the file.
         """
-        if dry_run:
-            lines = (line for _, line in self._newest_first(None))
-            return Counter(_verdict(_parse(line), reason) for line in lines)
         counts: Counter[str] = Counter()
-        spool = Spool(self._directory, max_bytes=max_bytes)
-        try:
-            for path, file in self._taken():
-                with file:
-                    while self._move(file, spool, reason, counts):
-                        pass  # to the end, also of what somebody wrote who had opened the file before it was taken
-                    path.unlink()
-        finally:
-            spool.close()
+        if dry_run:
+            counts.update(_verdict(_parse(line), reason) for _, line in self._newest_first(None))
+            return counts
+        taken = list(self._taken())
+        if taken:
+            home = Home.settle(self._directory)
+            numbers = itertools.count(1)
+            try:
+                for path, file in taken:
+                    with file:
+                        # Again, until nothing is new: somebody may have opened the file before it was taken.
+                        while self._move(file, reason, counts, (Segment(home.path, number) for number in numbers)):
+                            pass
+                        path.unlink()
+            finally:
+                home.leave()
         return counts
 
-    def _move(self, file: IO[bytes], spool: Spool, reason: str | None, counts: Counter[str]) -> bool:
+    def _move(self, file: IO[bytes], reason: str | None, counts: Counter[str], segments: Iterator[Segment]) -> bool:
         """Put back what is left of a file, and what stays into the current one; whether there was anything."""
         stay, before = [], counts.total()
+        lines: dict[str, list[bytes]] = {table: [] for table in TABLES}
+        size = 0
         for line in file:
             record = _parse(line)
             verdict = _verdict(record, reason)
-            if record is not None and verdict == "put back":
-                try:
-                    spool.append(record["table"], (record["line"].removesuffix("\n") + "\n").encode())
-                except SpoolError:
-                    verdict = "refused"
-            if verdict != "put back":
-                stay.append(line)
             counts[verdict] += 1
-        spool.seal()
+            if record is None or verdict != "put back":
+                stay.append(line)
+                continue
+            lines[record["table"]].append((record["line"].removesuffix("\n") + "\n").encode())
+            size += len(line)
+            if size > SEGMENT_BYTES:
+                _write(next(segments), lines)
+                lines, size = {table: [] for table in TABLES}, 0
+        if size:
+            _write(next(segments), lines)
         with (self._directory / REJECTED).open("ab") as rejected:
             rejected.write(b"".join(stay))
             rejected.flush()
@@ -145,6 +155,17 @@ class Rejected:
                     yield f"{found.st_ino:x}-{start:x}", line
         if inode is not None:
             raise ValueError("no such place in what was set aside")
+
+
+def _write(segment: Segment, lines: dict[str, list[bytes]]) -> None:
+    segment.mark_seen()  # before anybody can see it
+    segment.write({table: b"".join(lines[table]) for table in TABLES})
+    for path in (*map(segment.path, TABLES), segment.directory):
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
 
 
 def _position(cursor: str | None) -> tuple[int | None, int]:

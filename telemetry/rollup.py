@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from decimal import Context, Decimal, DecimalException, Inexact, InvalidOperation
+from collections.abc import Iterable
+from decimal import Context, Decimal, Inexact, InvalidOperation
 from functools import reduce
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
@@ -31,25 +31,20 @@ ROLLUP_COLUMNS = (
 )
 _COPY = f"COPY execution_rollup ({', '.join(ROLLUP_COLUMNS)}) FROM STDIN"
 
-_AT = {name: index for index, name in enumerate(EXECUTION_COLUMNS)}
-_CREATED_AT, _DURATION, _TOKENS_USED = map(_AT.__getitem__, ("created_at", "execution_time_ms", "tokens_used"))
-_COST, _COST_SOURCE = _AT["cost_usd"], _AT["cost_source"]
-_key = itemgetter(*(_AT[name] for name in KEY))
-_tokens = itemgetter(*(_AT[name] for name in TOKENS))
+_CREATED_AT = EXECUTION_COLUMNS.index("created_at")
+_SUMMED = slice(EXECUTION_COLUMNS.index("execution_time_ms"), EXECUTION_COLUMNS.index("cost_source") + 1)
+_key = itemgetter(*map(EXECUTION_COLUMNS.index, KEY))
+_HOUR, _ZONE = slice(13), slice(26, None)  # of created_at, as the spool writes it
 _BOUNDS_MS = [second * 1000 for second in AGENT_SECONDS]
 _LE = [*(repr(second).encode() for second in AGENT_SECONDS), b"Infinity"]
 _EXACT = Context(prec=500, traps=[Inexact, InvalidOperation])  # costs add up to the last digit, or are refused
 
 
-def add(connection: psycopg.Connection[Any], lines: Sequence[bytes]) -> None:
-    """Append what these lines of executions add up to, in the open transaction.
-
-    Raises:
-        ValueError: One of them says what cannot be added up.
-    """
-    if lines:
+def add(connection: psycopg.Connection[Any], rows: bytes) -> None:
+    """Append rows that `deltas` made, in the open transaction."""
+    if rows:
         with connection.cursor() as cursor, cursor.copy(_COPY.encode()) as copy:
-            copy.write(deltas(lines))
+            copy.write(rows)
 
 
 def deltas(lines: Iterable[bytes]) -> bytes:
@@ -58,34 +53,32 @@ def deltas(lines: Iterable[bytes]) -> bytes:
     Raises:
         ValueError: A line says what cannot be added up.
     """
-    groups: defaultdict[tuple[bytes, ...], list[tuple[bytes, ...]]] = defaultdict(list)
-    for line in lines:
-        columns = line.split(b"\t", _COST_SOURCE + 1)
-        ended = columns[_CREATED_AT]
-        if len(ended) != 29 or not ended.endswith(b"+00"):
-            raise ValueError("created_at is not written as the spool writes it")
-        bucket = _LE[bisect_left(_BOUNDS_MS, float(columns[_DURATION]))]
-        key = (ended[:13] + b":00:00+00", bucket, *_key(columns))
-        groups[key].append((columns[_DURATION], columns[_COST], columns[_COST_SOURCE], *_tokens(columns)))
+    groups: defaultdict[tuple[bytes, bytes, int, tuple[bytes, ...]], list[list[bytes]]] = defaultdict(list)
     try:
-        return b"".join([_row(key, rows) for key, rows in groups.items()])
-    except (DecimalException, OverflowError) as error:
-        raise ValueError("a duration or a cost that cannot be added up") from error
+        for line in lines:
+            columns = line.split(b"\t", _SUMMED.stop)
+            ended, summed = columns[_CREATED_AT], columns[_SUMMED]
+            bucket = bisect_left(_BOUNDS_MS, float(summed[0]))
+            groups[ended[_HOUR], ended[_ZONE], bucket, _key(columns)].append(summed)
+        return b"".join([_row(*key, rows) for key, rows in groups.items()])
+    except (LookupError, ArithmeticError) as error:
+        raise ValueError("a line that cannot be added up") from error
 
 
-def _row(key: tuple[bytes, ...], rows: list[tuple[bytes, ...]]) -> bytes:
-    durations, costs, sources, *tokens = zip(*rows, strict=True)
-    known = [Decimal(cost.decode()) for cost in costs if cost != b"\\N"]
-    unpriced = sum(map(_is_unpriced, costs, sources, tokens[0]))
+def _row(hour: bytes, zone: bytes, bucket: int, key: tuple[bytes, ...], rows: list[list[bytes]]) -> bytes:
+    if zone != b"+00":
+        raise ValueError("created_at is not written as the spool writes it")
+    columns = dict(zip(EXECUTION_COLUMNS[_SUMMED], zip(*rows, strict=True), strict=True))
+    known = [Decimal(cost.decode()) for cost in columns["cost_usd"] if cost != b"\\N"]
     sums = (
         len(rows),
-        sum([round(float(duration) * 1e6) for duration in durations]),
-        *(sum(map(int, column)) for column in tokens),
+        sum([round(float(duration) * 1e6) for duration in columns["execution_time_ms"]]),
+        *(sum(map(int, columns[name])) for name in TOKENS),
         reduce(_EXACT.add, known, Decimal(0)),
         len(known),
-        unpriced,
+        sum(map(_is_unpriced, columns["cost_usd"], columns["cost_source"], columns["tokens_used"])),
     )
-    return b"\t".join((*key, *(str(number).encode() for number in sums))) + b"\n"
+    return b"\t".join((hour + b":00:00+00", _LE[bucket], *key, *(str(number).encode() for number in sums))) + b"\n"
 
 
 def _is_unpriced(cost: bytes, source: bytes, tokens_used: bytes) -> bool:

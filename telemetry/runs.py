@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from opentelemetry.trace import SpanContext
 
 from . import semconv
 from .caller import Caller, bound_caller
+from .fork import in_child
 from .usage import NONE, Usage
 
 
@@ -101,10 +102,17 @@ class OpenSpans:
         self.limit = limit
         self.remembered = remembered
         self.evicted = 0
+        self.on_evict: Callable[[tuple[int, int], OpenSpan], None] = lambda key, opened: None
         # Ordered: a plain dict looks for its oldest entry past all that were taken out before it.
         self._open: OrderedDict[tuple[int, int], OpenSpan] = OrderedDict()
         self._ended: OrderedDict[tuple[int, int], OpenSpan] = OrderedDict()
-        self._lock = threading.Lock()
+        # Reentrant: a collection inside may close a generator whose run ends then.
+        self._lock = threading.RLock()
+        in_child(self._after_fork)
+
+    def _after_fork(self) -> None:
+        """Another thread of the parent may have held it."""
+        self._lock = threading.RLock()
 
     def __len__(self) -> int:
         return len(self._open)
@@ -200,6 +208,7 @@ class OpenSpans:
             with self._lock:
                 opened.ended = True
                 self.evicted += 1
+            self.on_evict(key, opened)
             self._remember(key, opened)
 
     def _remember(self, key: tuple[int, int], opened: OpenSpan) -> None:

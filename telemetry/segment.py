@@ -18,7 +18,7 @@ from .mapped import MappedFile
 VERSION = "v1"  # of the lines; in the file name, so that a later reader can tell them from its own
 EXECUTIONS, STEPS = TABLES = ("executions", "steps")
 OPEN = ".open"
-_SEEN = "seen"
+SEEN = "seen"  # ending of the file that says that a segment was observed
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +46,10 @@ class Segment:
         """Bytes on disk."""
         return sum(size_of(self.path(table)) for table in TABLES)
 
+    def stat(self) -> tuple[float, int]:
+        """When it was last written, in seconds since the epoch, and its bytes."""
+        return self.written_at(), self.size()
+
     def written_at(self) -> float:
         """When it was last written, in seconds since the epoch."""
         try:
@@ -54,14 +58,18 @@ class Segment:
             return time.time()
 
     def remove(self) -> None:
-        """Forget it: its rows are stored. Executions go last, for they are what marks a segment sealed."""
-        for table in (_SEEN, STEPS, EXECUTIONS):
+        """Forget it: its rows are stored. Executions mark a segment sealed, so that they are seen outlasts them."""
+        for table in (STEPS, EXECUTIONS, SEEN):
             self.path(table).unlink(missing_ok=True)
 
     def mark_seen(self) -> bool:
-        """Note on disk that its rows are observed; False where that was noted before, or it is gone."""
+        """Note on disk that its rows are observed; False where that was noted before, or it is gone.
+
+        Raises:
+            OSError: The disk has no room for the note.
+        """
         try:
-            os.close(os.open(self.path(_SEEN), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+            os.close(os.open(self.path(SEEN), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
         except (FileExistsError, FileNotFoundError):
             return False
         return True
@@ -145,12 +153,13 @@ class OpenSegment:
         """What it holds."""
         return {table: os.pread(self._files[table].fd, size, 0) for table, size in self.sizes.items()}
 
-    def seal(self, sync: Callable[[int], None]) -> None:
-        """Cut the files to their lines, commit them by `sync` and rename them, steps first.
+    def seal(self, sync: Callable[[int], None]) -> OSError | None:
+        """Cut the files to their lines, commit them by `sync` and rename them, steps first; what refused to commit.
+
+        Then it is sealed all the same, for what the kernel has can be loaded.
 
         Raises:
-            FileNotFoundError: The directory is gone; it is still open.
-            OSError: The disk would not commit; it is sealed all the same, for what the kernel has can be loaded.
+            OSError: It could not be renamed; it is still open, and may be sealed later.
         """
         refused: OSError | None = None
         for table in (STEPS, EXECUTIONS):
@@ -163,10 +172,10 @@ class OpenSegment:
             except OSError as error:
                 refused = error
         for table in (STEPS, EXECUTIONS):
-            self._files[table].path.rename(self.segment.path(table))
+            if self._files[table].path != self.segment.path(table):
+                self._files[table].path = self._files[table].path.rename(self.segment.path(table))
         self.close()
-        if refused is not None:
-            raise refused
+        return refused
 
     def close(self) -> None:
         """Let go of the files, and leave them."""

@@ -17,6 +17,7 @@ from opentelemetry import context as otel_context
 from psycopg import errors
 
 from .aside import set_aside
+from .deadline import deadline
 from .execution import EXECUTION_COLUMNS
 from .fork import in_child
 from .guard import Guard
@@ -26,6 +27,8 @@ from .worker import Worker
 
 BATCH_BYTES = 8 << 20  # a batch is held in memory, and loaded again as a whole when Postgres fails in the midst of it
 BATCH_SEGMENTS = 64
+PATIENCE_SECONDS = 60.0  # with a Postgres that says nothing …
+SLOWEST_BYTES = 16 << 10  # … and a second more for each of these
 _QUIET = 20.0  # seconds between two log lines that say the same
 _CREATED_AT = EXECUTION_COLUMNS.index("created_at")  # of both tables
 _logger = logging.getLogger("spanledger")
@@ -159,9 +162,11 @@ class PostgresSink:
                 connection.close()
 
     def _load(self, batch: list[Segment]) -> None:
-        data = {table: b"".join([segment.read(table) for segment in batch]) for table in TABLES}
+        data = {table: [segment.read(table) for segment in batch] for table in TABLES}
         started = time.monotonic()
-        self._loader.load(self._connected(), data)
+        connection = self._connected()
+        with deadline(connection.fileno(), PATIENCE_SECONDS + sum(map(len, data.values())) / SLOWEST_BYTES):
+            self._loader.load(connection, data)
         self.batches += 1
         self.batch_seconds += time.monotonic() - started
         with contextlib.suppress(ValueError):  # it was a bad row
@@ -176,13 +181,14 @@ class PostgresSink:
         return self._connection
 
 
-def _first_end(data: dict[str, bytes]) -> float:
+def _first_end(data: dict[str, list[bytes]]) -> float:
     """When the first row ended, in seconds since the epoch.
 
     Raises:
         ValueError: It does not say.
     """
-    lines = [data[table][: data[table].find(b"\n")].split(b"\t") for table in TABLES if data[table]]
+    pieces = [next(filter(None, data[table]), b"") for table in TABLES]
+    lines = [piece[: piece.find(b"\n")].split(b"\t", _CREATED_AT + 1) for piece in pieces]
     ends = [line[_CREATED_AT].decode() for line in lines if len(line) > _CREATED_AT]
     return min(datetime.fromisoformat(end).timestamp() for end in ends)
 

@@ -5,10 +5,10 @@ written before the byte that says that a slot is taken, so a reader never sees h
 
     head   8 bytes   last sign of life, ns since the epoch
            4         length of the JSON that follows: pid, host, service columns
-           1         some slot is asked to be cancelled
+           1         some run is asked to be cancelled: files beside this one name them
            …         at 2048: length of the counts of the process (4 bytes), and they, as JSON
     slot   1 byte    taken
-           1         asked to be cancelled, by whoever may write the file
+           1         nothing
            2 + 2     lengths of the JSON and of the input behind it
            8         start, ns since the epoch
            16 + 8    trace id, span id
@@ -27,11 +27,13 @@ from typing import NamedTuple
 
 from .mapped import MappedFile
 
+_CANCEL = "cancel."  # begins the name of a file that asks for the run whose ids follow
 RUNS = "runs"  # the file's name
 COUNT = 2048  # a process has rarely more runs open; those beyond are not recorded, and counted
 SLOT_BYTES = 2048
 _HEAD_BYTES = 16384
 _COUNTS = 2048
+_NAME = 40  # characters of a name in the head; six and more bytes each in JSON
 _PRESENT_BYTES = 64 << 10  # pages beyond come when they are needed: the lowest free slot is taken first
 _HEAD = struct.Struct("<QIB")
 _ASKED = 12
@@ -76,7 +78,8 @@ class Slots:
         self.unrecorded = 0
         self._file = MappedFile(path, _HEAD_BYTES + COUNT * SLOT_BYTES, present=_PRESENT_BYTES)
         self._free = list(range(COUNT - 1, -1, -1))
-        who = json.dumps([os.getpid(), socket.gethostname(), *service]).encode()[: _COUNTS - _HEAD.size]
+        names = (value if value is None else value[:_NAME] for value in (socket.gethostname(), *service))
+        who = json.dumps([os.getpid(), *names]).encode()
         self._file.bytes[_HEAD.size : _HEAD.size + len(who)] = who
         _HEAD.pack_into(self._file.bytes, 0, 0, len(who), 0)
 
@@ -84,13 +87,15 @@ class Slots:
         """Give a sign of life, at `now` in ns."""
         struct.pack_into("<Q", self._file.bytes, 0, now)
 
-    def note_counts(self, document: bytes) -> None:
-        """Keep what the process has counted; too long a one is left out."""
+    def note_counts(self, document: bytes) -> bool:
+        """Keep what the process has counted; False where that is too long."""
         mapped, begin = self._file.bytes, _COUNTS + 4
-        if begin + len(document) <= _HEAD_BYTES:
-            struct.pack_into("<I", mapped, _COUNTS, 0)
-            mapped[begin : begin + len(document)] = document
-            struct.pack_into("<I", mapped, _COUNTS, len(document))
+        if begin + len(document) > _HEAD_BYTES:
+            return False
+        struct.pack_into("<I", mapped, _COUNTS, 0)
+        mapped[begin : begin + len(document)] = document
+        struct.pack_into("<I", mapped, _COUNTS, len(document))
+        return True
 
     def take(self, ids: bytes, started_at: int, document: bytes) -> int | None:
         """Note a run that starts; its slot, or None where none is free.
@@ -133,17 +138,15 @@ class Slots:
             self._free.append(slot)
 
     def cancelled(self) -> list[tuple[int, int]]:
-        """Trace and span ids of the open runs that somebody asked to be cancelled; each is told once."""
-        mapped = self._file.bytes
-        if not mapped[_ASKED]:
+        """Trace and span ids of the runs that somebody asked to be cancelled; each is told once."""
+        if not self._file.bytes[_ASKED]:
             return []
-        mapped[_ASKED] = 0
+        self._file.bytes[_ASKED] = 0
         asked = []
-        for at in range(_HEAD_BYTES, len(mapped), SLOT_BYTES):
-            if mapped[at] and mapped[at + 1]:
-                mapped[at + 1] = 0
-                ids = mapped[at + _IDS.start : at + _IDS.stop]
-                asked.append((int.from_bytes(ids[:16]), int.from_bytes(ids[16:])))
+        for path in self._file.path.parent.glob(f"{_CANCEL}*"):
+            _, trace_id, span_id = path.name.split(".")
+            asked.append((int(trace_id, 16), int(span_id, 16)))
+            path.unlink()
         return asked
 
     def take_over(self, other: Slots) -> None:
@@ -161,21 +164,23 @@ class Slots:
 
 
 def read(path: Path) -> list[OpenRun]:
-    """The open runs of a process, living or dead; none where there is no file.
+    """The open runs of a process, living or dead; none where there is no file, or one that is just being made.
 
     Raises:
         OSError: The file cannot be read.
     """
     try:
         data = path.read_bytes()
-    except FileNotFoundError:
-        return []
-    seen_at, size, _ = _HEAD.unpack_from(data)
-    pid, host, *service = json.loads(data[_HEAD.size : _HEAD.size + size])
+        seen_at, size, _ = _HEAD.unpack_from(data)
+        pid, host, *service = json.loads(data[_HEAD.size : _HEAD.size + size])
+    except (FileNotFoundError, ValueError, struct.error):
+        return []  # a loss of power may leave it empty too
+    asked = {path.name for path in path.parent.glob(f"{_CANCEL}*")}
     runs = []
     for at in range(_HEAD_BYTES, len(data), SLOT_BYTES):
         if data[at]:
             size, length, started_at, ids = _SLOT.unpack_from(data, at)
+            trace_id, span_id = ids[:16].hex(), ids[16:].hex()
             begin = at + _SLOT.size
             try:
                 agent, version, parent, above, *caller = json.loads(data[begin : begin + size])
@@ -184,9 +189,14 @@ def read(path: Path) -> list[OpenRun]:
             given = data[begin + size : begin + size + length] or None
             runs.append(
                 OpenRun(
-                    *(ids[:16].hex(), ids[16:].hex(), parent, above, agent, version, started_at),
-                    *((caller[0], caller[1], caller[2]), given, bool(data[at + 1]), tuple(service)),
-                    *(pid, host, max(seen_at, started_at)),
+                    *(trace_id, span_id, parent, above, agent, version, started_at),
+                    caller=(caller[0], caller[1], caller[2]),
+                    input=given,
+                    cancel_requested=f"{_CANCEL}{trace_id}.{span_id}" in asked,
+                    service=tuple(service),
+                    pid=pid,
+                    host=host,
+                    seen_at=max(seen_at, started_at),
                 )
             )
     return runs
@@ -207,15 +217,14 @@ def read_counts(path: Path) -> bytes:
 def cancel(path: Path, trace_id: str, span_id: str) -> bool:
     """Ask the process of this file to cancel a run; False where it has no such run.
 
+    The wish is a file of its own beside it, which names the run: a slot may be another's by the time it is looked at.
+
     Raises:
         OSError: The file cannot be read or written.
     """
-    ids = bytes.fromhex(trace_id) + bytes.fromhex(span_id)
+    if all((run.trace_id, run.span_id) != (trace_id, span_id) for run in read(path)):
+        return False
+    path.with_name(f"{_CANCEL}{trace_id}.{span_id}").touch(0o600)
     with path.open("r+b", buffering=0) as file:
-        data = file.read()
-        for at in range(_HEAD_BYTES, len(data), SLOT_BYTES):
-            if data[at] and data[at + _IDS.start : at + _IDS.stop] == ids:
-                os.pwrite(file.fileno(), b"\1", at + 1)
-                os.pwrite(file.fileno(), b"\1", _ASKED)
-                return True
-    return False
+        os.pwrite(file.fileno(), b"\1", _ASKED)
+    return True

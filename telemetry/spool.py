@@ -26,19 +26,19 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from .adoption import Crash, Observe, adopt
 from .fork import in_child
-from .home import Home, abandoned
-from .segment import EXECUTIONS, OPEN, STEPS, TABLES, VERSION, OpenSegment, Segment
-from .slots import RUNS, OpenRun, Slots, read
+from .home import Home
+from .segment import EXECUTIONS, STEPS, TABLES, VERSION, OpenSegment, Segment
+from .slots import RUNS, Slots
 
 __all__ = ["EXECUTIONS", "STEPS", "TABLES", "Segment", "Spool", "SpoolError"]
 
 SEGMENT_BYTES = 1 << 20  # of each table; a fuller segment gives way to the next
 _LEAST_PRESENT = 64 << 10  # bytes of each table whose pages are in memory, beside twice what the last segment had
 QUEUE_BYTES = 8 << 20  # of lines that wait in memory for a disk that stalls
-_LAST_NUMBER = 10**12 - 1  # of the segment of crashed runs: none that was there before, loaded or not, had it
-_LOOK_SECONDS = 5.0  # between two looks at a full spool that others may be draining
-_STALLED_SECONDS = 0.02  # a disk that takes longer is not waited for
+_LOOK_SECONDS = 5.0  # between two looks of a process that has no sink
+_STALLED_SECONDS = 0.1  # a disk that takes longer is not waited for; a busy interpreter may take as long as half of it
 _PATIENCE_SECONDS = 0.005  # with another caller, who may be reserving room on disk
 
 
@@ -58,8 +58,7 @@ class Spool:
         max_bytes: Bound on the whole backlog. Beyond it the newest rows are refused, never the oldest.
         sync: Commit each segment to disk when it is sealed. Without, the kernel does so within about half a minute:
             a killed process loses nothing either way, a machine that loses power does.
-        crash: The line of a run that was open when its process died. Without, such runs are left for others to adopt.
-        observe: Told of those lines, once, when they are written.
+        crash, observe: See `adoption.adopt`.
 
     Raises:
         OSError: The directory cannot be made or written.
@@ -71,8 +70,8 @@ class Spool:
         *,
         max_bytes: int = 1 << 30,
         sync: bool = True,
-        crash: Callable[[OpenRun], bytes] | None = None,
-        observe: Callable[[str, list[bytes]], None] | None = None,
+        crash: Crash | None = None,
+        observe: Observe | None = None,
     ) -> None:
         self.directory = directory
         self.max_bytes = max_bytes
@@ -84,6 +83,7 @@ class Spool:
         self.wake: Callable[[], None] = lambda: None  # told that the thread which seals has something to do
         self.runs: Slots | None = None
         self._lines: dict[Segment, int] = {}
+        self._known: dict[Segment, tuple[float, int]] = {}  # when it was written, bytes: a sealed one does not change
         self._sync = sync
         self._crash = crash
         self._observe = observe
@@ -101,7 +101,8 @@ class Spool:
         self._expected = dict.fromkeys(TABLES, SEGMENT_BYTES)  # bytes of lines in the next segment
         self._queue: deque[tuple[str, bytes]] = deque()
         self._queued = 0  # bytes in the queue
-        self._queueing = threading.Lock()
+        self._queueing = threading.RLock()  # for a collection, likewise
+        self._holder = 0  # the thread that appends
         self._unsealed = 0  # bytes in open and full segments
         self._keeps_spare = False
         self._disk_since = dict.fromkeys(("seal", "append"), 0.0)  # when a disk operation under way began
@@ -132,8 +133,11 @@ class Spool:
                     segment.close()
         if self.runs is not None:
             self.runs.close()
+            self.runs = None
         with contextlib.suppress(OSError):
             self._home.leave()
+        self.queued_lines = self.torn_lines = self.sealed_lines = 0  # the parent's
+        self._lines = {}
         self._begin()
 
     def append(self, table: str, line: bytes) -> None:
@@ -142,16 +146,15 @@ class Spool:
         Raises:
             SpoolError: Nothing was written; reason is `spool_full`, `spool_closed`, `disk_error` or `disk_stalled`.
         """
-        if not self._lock.acquire(blocking=False) and (
-            self._is_stalled() or not self._lock.acquire(timeout=_PATIENCE_SECONDS)
-        ):
+        if not self._lock.acquire(blocking=False) and not self._acquire():
             self._enqueue(table, line)
             return
+        self._holder = threading.get_ident()
         try:
             if self._closed:
                 raise SpoolError("spool_closed", "the spool is closed")
             size = len(line)
-            if self._backlog + self._unsealed + self._queued + size > self.max_bytes and self._is_full(size):
+            if self._backlog + self._unsealed + self._queued + size > self.max_bytes:
                 raise SpoolError("spool_full", f"the spool holds its {self.max_bytes} bytes already")
             segment = self._open
             if segment is None or not segment.put(table, line):
@@ -164,7 +167,19 @@ class Spool:
         except OSError as error:
             raise SpoolError("disk_error", f"{self.writer}: {error.strerror or error}") from error
         finally:
+            self._holder = 0
             self._lock.release()
+
+    def _acquire(self) -> bool:
+        """Take the lock, unless whoever holds it waits for the disk; the rest, however many, are not long.
+
+        Without a disk that stalls no line may be left in memory, where a SIGKILL takes it. Nor is there a use in
+        waiting for ourselves: a collection in the midst of an append may end another run.
+        """
+        while self._holder != threading.get_ident() and not self._is_on_disk("append", _PATIENCE_SECONDS):
+            if self._lock.acquire(timeout=_PATIENCE_SECONDS):
+                return True
+        return False
 
     def _next(self, size: int) -> OpenSegment | None:
         """Turn to a segment that has room for `size` bytes; None where only a disk that stalls could make it."""
@@ -196,6 +211,8 @@ class Spool:
             self._open = None
 
     def _enqueue(self, table: str, line: bytes) -> None:
+        if self._closed:
+            raise SpoolError("spool_closed", "the spool is closed")
         with self._queueing:
             if self._queued + len(line) > QUEUE_BYTES:
                 detail = f"the disk stalls, and {self._queued} bytes wait in memory already"
@@ -206,8 +223,11 @@ class Spool:
 
     def _is_stalled(self) -> bool:
         """Whether a disk operation has been under way for too long."""
-        now = time.monotonic()
-        return any(since and now - since > _STALLED_SECONDS for since in self._disk_since.values())
+        return any(self._is_on_disk(who, _STALLED_SECONDS) for who in self._disk_since)
+
+    def _is_on_disk(self, who: str, seconds: float) -> bool:
+        since = self._disk_since[who]
+        return bool(since) and time.monotonic() - since > seconds
 
     @contextlib.contextmanager
     def _on_disk(self, who: str) -> Iterator[None]:
@@ -216,12 +236,6 @@ class Spool:
             yield
         finally:
             self._disk_since[who] = 0.0
-
-    def _is_full(self, size: int) -> bool:
-        if time.monotonic() - self._looked < _LOOK_SECONDS or self._is_stalled():
-            return True
-        self.look()
-        return self.pending_bytes() + size > self.max_bytes
 
     def prepare(self, service: Sequence[str | None]) -> None:
         """Have a segment ready before the first line comes, and slots for the runs of this `service` (its columns).
@@ -243,12 +257,19 @@ class Spool:
         """
         # Who comes second waits, so that what was written before it is handed on when it returns.
         with self._sealing, self._on_disk("seal"):
+            if not self.writer.is_dir():
+                with self._lock, self._on_disk("append"):
+                    self._move()
             if self.runs is not None:
                 self.runs.beat(time.time_ns())
+            # Before the open segment is put aside: a caller without room has to go to the disk itself.
+            with contextlib.suppress(OSError):  # it is tried again below
+                self._keep_spare()
             with self._lock:  # writers wait for the swap only, not for the disk
                 self._turn()
                 full, self._full = self._full, []
             refused: OSError | None = None
+            sealed: list[OpenSegment] = []
             try:
                 self._unqueue(full)
             except OSError as error:
@@ -258,16 +279,20 @@ class Spool:
                     self._keep_spare()
                 self._disk_since["seal"] = time.monotonic()  # each of them is waited for anew
                 try:
-                    self._seal(segment)
-                except OSError as error:
+                    refused = self._seal(segment) or refused
+                    sealed.append(segment)
+                except OSError as error:  # such as no room for a name: the next time, perhaps
                     refused = error
-            size = sum(segment.size() for segment in full)
+            size = sum(segment.size() for segment in sealed)
             with self._lock:  # only now: a look meanwhile does not see them, and they are waiting all the same
+                self._full += [segment for segment in full if segment not in sealed]
                 self._unsealed -= size
                 self._backlog += size
             if full:
                 _sync_directory(self.writer)
             self._keep_spare()
+            if time.monotonic() - self._looked > self._look_pause:
+                self.look()  # others fill the same directory, and drain it
             if refused is not None:
                 raise refused
 
@@ -286,19 +311,18 @@ class Spool:
             with self._lock:
                 self._unsealed += len(line)
 
-    def _seal(self, segment: OpenSegment) -> None:
+    def _seal(self, segment: OpenSegment) -> OSError | None:
+        """Seal it where it is, or, where somebody deleted it, anew; what refused to commit."""
         try:
-            segment.seal(_datasync if self._sync else _leave_to_the_kernel)
-        except FileNotFoundError:  # somebody deleted the directory: its lines are in memory still
-            lines = segment.lines()
-            segment.discard()
+            return segment.seal(_datasync if self._sync else _leave_to_the_kernel)
+        except FileNotFoundError:  # its lines are in memory still, until they are written elsewhere
+            Segment(self.writer, next(self._numbers)).write(segment.lines())
             segment.segment.remove()
-            if not self.writer.is_dir():
-                with self._lock:
-                    self._move()
-            Segment(self.writer, next(self._numbers)).write(lines)
+            segment.discard()
+            return None
 
     def _move(self) -> None:
+        """Make another home: ours was deleted."""
         old, runs = self._home, self.runs
         self._settle()
         old.leave()
@@ -307,7 +331,7 @@ class Spool:
 
     def ready(self) -> list[Segment]:
         """Sealed segments, oldest first, those of dead processes included."""
-        self._adopt()
+        self.torn_lines += adopt(self.directory, self.writer, self._crash, self._observe)
         segments = self.look()
         known = self._lines
         self._lines = {segment: known[segment] if segment in known else segment.lines() for segment in segments}
@@ -320,10 +344,14 @@ class Spool:
 
     def look(self) -> list[Segment]:
         """Sealed segments, oldest first; how many and how large they are is noted for `append` and the metrics."""
-        segments = sorted(self._segments(), key=lambda segment: (segment.written_at(), segment.number))
+        began = time.monotonic()
+        known = self._known
+        self._known = {segment: known.get(segment) or segment.stat() for segment in self._segments()}
+        segments = sorted(self._known, key=lambda segment: (self._known[segment][0], segment.number))
         self._looked = time.monotonic()
-        self._backlog = sum(segment.size() for segment in segments)
-        self.segments, self.oldest = len(segments), segments[0].written_at() if segments else None
+        self._look_pause = max(_LOOK_SECONDS, 20 * (self._looked - began))
+        self._backlog = sum(size for _, size in self._known.values())
+        self.segments, self.oldest = len(segments), self._known[segments[0]][0] if segments else None
         return segments
 
     def pending_bytes(self) -> int:
@@ -333,26 +361,6 @@ class Spool:
     def _segments(self) -> Iterator[Segment]:
         for path in self.directory.glob(f"*/*.{VERSION}.{EXECUTIONS}"):
             yield Segment(path.parent, int(path.name.split(".", 1)[0]))
-
-    def _adopt(self) -> None:
-        """Seal what dead processes left open, and record the runs they did not end."""
-        for home in abandoned(self.directory, self.writer):
-            with contextlib.suppress(OSError):
-                for number in _numbers(home, OPEN):
-                    self.torn_lines += Segment(home, number).adopt()
-                if self._crash is not None:
-                    self._record_crashed(home, self._crash)
-
-    def _record_crashed(self, home: Path, crash: Callable[[OpenRun], bytes]) -> None:
-        numbers = _numbers(home, EXECUTIONS)
-        # The row of a run comes just before its slot is given back: killed in between, it did end.
-        ended = b"".join(Segment(home, number).read(EXECUTIONS) for number in numbers[-3:])
-        lines = [crash(run) for run in read(home / RUNS) if f"{run.trace_id}\t{run.span_id}\t".encode() not in ended]
-        if lines:
-            Segment(home, _LAST_NUMBER).write({EXECUTIONS: b"".join(lines), STEPS: b""})
-        (home / RUNS).unlink(missing_ok=True)
-        if lines and self._observe is not None:
-            self._observe(EXECUTIONS, lines)
 
     def close(self) -> None:
         """Seal and let go of the lock. What was not drained stays on disk and is adopted later."""
@@ -367,14 +375,8 @@ class Spool:
                 self._spare.discard()
             runs, self.runs = self.runs, None
             if runs is not None:
-                runs.close()
-                if not runs:  # else it is left for whoever adopts them
-                    (self.writer / RUNS).unlink(missing_ok=True)
+                runs.close()  # it is left for whoever adopts: with what was counted, and what was open
             self._home.leave()
-
-
-def _numbers(home: Path, ending: str) -> list[int]:
-    return sorted({int(path.name.split(".", 1)[0]) for path in home.glob(f"*.{VERSION}.*{ending}")})
 
 
 _datasync = getattr(os, "fdatasync", os.fsync)  # macOS has fsync only

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable
 
 from .fork import in_child
+
+_logger = logging.getLogger("spanledger")
+_AFTER_FAILURE = 5.0  # seconds
 
 
 class Worker:
@@ -48,7 +52,11 @@ class Worker:
             self._called.wait(pause)
             self._called.clear()
             if not self._stopping:
-                pause = self._work()
+                try:
+                    pause = self._work()
+                except Exception:  # a thread that ends takes everything along that waits for it
+                    _logger.exception("%s failed; it tries again in %.0f s", self._name, _AFTER_FAILURE)
+                    pause = _AFTER_FAILURE
 
     def _after_fork(self) -> None:
         running = self._thread.ident is not None and not self._stopping

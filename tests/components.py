@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -25,7 +26,11 @@ def component(name: str) -> Path:
         found = Path(path) if path else None
     if found:
         return found
-    missing = f"{name} is not on this machine: scripts/components fetches it"
+    absent(f"{name} is not on this machine: scripts/components fetches it")
+
+
+def absent(reason: str) -> NoReturn:
+    """Skip the test for this reason, or fail it where REQUIRE_COMPONENTS=1 (CI)."""
     if os.environ.get("REQUIRE_COMPONENTS") == "1":
-        pytest.fail(missing)
-    pytest.skip(missing)
+        pytest.fail(reason)
+    pytest.skip(reason)

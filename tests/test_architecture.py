@@ -23,9 +23,11 @@ OURS = {"app", "telemetry", "spanledger", "tests", "bench"}
 # A module imports its own layer and those below it, never one above.
 LAYERS = {
     "semconv": 0,
+    "adoption": 0,
     "aside": 0,
     "home": 0,
     "inflight": 0,
+    "deadline": 0,
     "mapped": 0,
     "segment": 0,
     "slots": 0,

@@ -8,6 +8,9 @@ from typing import Any
 
 import yaml
 
+from tests.compose.images import HERE as STAND_INS
+from tests.compose.stack import OTHER_IMAGES
+
 ROOT = Path(__file__).resolve().parents[1]
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
@@ -97,3 +100,8 @@ def test_prometheus_finds_the_services_by_their_names_here() -> None:
 def test_alertmanager_posts_to_the_url_of_the_environment() -> None:
     (replaced,) = re.findall(r'sed "s\|(.+?)\|\$\$ALERT_WEBHOOK_URL\|"', SERVICES["alertmanager"]["entrypoint"][2])
     assert (ROOT / "prometheus" / "alertmanager.yml").read_text().count(replaced) == 1
+
+
+def test_every_image_has_a_stand_in() -> None:
+    stages = re.findall(r"^FROM .+ AS (.+)$", (STAND_INS / "Dockerfile").read_text(), re.MULTILINE)
+    assert {image.rpartition("/")[2].partition(":")[0] for image in OTHER_IMAGES} <= set(stages)

@@ -46,6 +46,11 @@ class Prometheus:
         found: list[dict[str, Any]] = self._get("query_exemplars", query=promql, start=0, end=time.time() + 60)
         return found
 
+    def rules(self) -> list[tuple[str, str]]:
+        """Name and health of every rule it has loaded."""
+        groups: list[dict[str, Any]] = self._get("rules")["groups"]
+        return [(rule["name"], rule["health"]) for group in groups for rule in group["rules"]]
+
     def scraped_after(self, moment: float, seconds: float = 30) -> float:
         """Wait for a scrape that began after `moment`; when it began."""
         deadline = time.monotonic() + seconds

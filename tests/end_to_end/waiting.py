@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import TypeVar
 
 import httpx
 
 from tests.app.service import Service
+
+T = TypeVar("T")
 
 
 def eventually(question: Callable[[], object], seconds: float = 30) -> None:
@@ -16,6 +19,14 @@ def eventually(question: Callable[[], object], seconds: float = 30) -> None:
     while not question():
         assert time.monotonic() < deadline, f"not within {seconds} s"
         time.sleep(0.1)
+
+
+def becomes(wanted: T, question: Callable[[], T], seconds: float = 30) -> None:
+    """Wait until the answer is the wanted one; where it stays another, say which."""
+    deadline = time.monotonic() + seconds
+    while (answer := question()) != wanted and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert answer == wanted, f"not {wanted} within {seconds} s: {answer}"
 
 
 def drained(service: Service) -> None:

@@ -135,6 +135,29 @@ def test_a_run_killed_just_after_its_row_was_written_has_ended(
     assert by_agent(database)["ended"]["status"] == "success"
 
 
+def test_its_row_may_be_in_a_segment_that_is_not_the_last(observe: Observe, database: Database, tmp_path: Path) -> None:
+    script = """
+    spool = configured.spool
+    spool.seal = lambda: None
+    for number in range(5):
+        with monitor.execution(f"before {number}"):
+            pass
+        spool._turn()
+    spool._open = spool._full.pop(0)
+    def kill(*_):
+        print("open", flush=True)
+        time.sleep(60)
+    spool.runs.release = kill
+    with monitor.execution("ended"):
+        pass
+    """
+    killed(tmp_path / "spool", script)
+    observed = observe(connect=database.sink_connection, drain_interval=3600.0)
+    assert observed.telemetry.flush()
+    agents = [*(f"before {number}" for number in range(5)), "ended"]
+    assert {agent: row["status"] for agent, row in by_agent(database).items()} == dict.fromkeys(agents, "success")
+
+
 def test_a_run_of_an_instrumented_library_is_recorded_too(observe: Observe, database: Database, tmp_path: Path) -> None:
     script = """
     tracer = configured.tracer_provider.get_tracer("foreign")
@@ -174,9 +197,9 @@ def test_a_run_that_ended_leaves_nothing(observe: Observe, tmp_path: Path) -> No
     """
     with process(tmp_path / "spool", script) as started:
         assert started.wait(20) == 0
-    assert list((tmp_path / "spool").glob("*/runs")) == []
     observed = observe()
     assert [row["status"] for row in observed.executions] == ["success"]
+    assert [path.parent for path in (tmp_path / "spool").glob("*/runs")] == [observed.telemetry.spool.writer]
 
 
 def test_a_forked_child_does_not_touch_its_parents_runs(observe: Observe, database: Database, tmp_path: Path) -> None:
@@ -233,3 +256,38 @@ def test_a_run_is_cancelled_from_outside(observe: Observe, tmp_path: Path, kind:
     observed = observe()
     status = "cancelled" if kind == "task" else "success"
     assert [row["status"] for row in observed.executions] == [status]
+
+
+def test_a_run_that_was_evicted_and_ended_is_not_recorded_again(observe: Observe, database: Database) -> None:
+    observed = observe(connect=database.sink_connection, drain_interval=3600.0)
+    from telemetry.monitor import _runtime
+
+    assert _runtime is not None
+    _runtime.spans.limit = _runtime.spans.remembered = 2
+    runs = [observed.monitor.execution(f"a{number}") for number in range(6)]
+    for run in runs:
+        run.open()
+    for run in runs:
+        run.close()
+    assert observed.telemetry.flush()
+    assert [row["status"] for row in by_agent(database).values()] == ["success"] * 6
+    slots = observed.telemetry.spool.runs
+    assert slots is not None
+    assert len(slots) == 0
+    door = observed.telemetry.ledger().door
+    assert (door.in_flight, door.unexplained()) == (0, 0)
+
+
+def test_an_agent_name_that_utf8_cannot_say_holds_nothing_up(observe: Observe, tmp_path: Path) -> None:
+    observed = observe(drain_interval=0.05)
+    with observed.monitor.execution("lone \ud800"):
+        time.sleep(0.3)
+        slots = observed.telemetry.spool.runs
+        assert slots is not None
+        assert len(slots) == 1
+    with observed.monitor.execution("after"):
+        pass
+    time.sleep(0.3)  # sealed by the thread, which is still there
+    waiting = b"".join(segment.read(EXECUTIONS) for segment in observed.telemetry.spool.ready())
+    assert waiting.count(b"\n") == 2
+    assert observed.errors() == {}

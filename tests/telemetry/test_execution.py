@@ -191,6 +191,18 @@ def test_nasty_text_is_stored_as_it_is(observed: Observed) -> None:
     assert json.loads(row["attributes"] or "") == {clean: clean}
 
 
+def test_a_clock_that_is_set_back_meanwhile_makes_no_negative_duration(observed: Observed) -> None:
+    start = time.time_ns() + 1_800_000_000_000
+    for attributes in (AGENT, {"gen_ai.operation.name": "chat", "gen_ai.request.model": "m"}):
+        observed.tracer.start_span("a", start_time=start, attributes=attributes).end()
+    for row in (*observed.executions, *observed.steps):
+        assert row["started_at"] == row["created_at"]
+        assert row.get("execution_time_ms", "0.000000") == row.get("duration_ms", "0.000000") == "0.000000"
+    samples = [sample for family in observed.registry.collect() for sample in family.samples]
+    sums = [sample.value for sample in samples if sample.name == "gen_ai_invoke_agent_duration_seconds_sum"]
+    assert sums == [0, 0]  # of the agent, and of the call that belongs to none
+
+
 def test_a_name_that_is_no_text_is_stored_as_text(observed: Observed) -> None:
     with observed.tracer.start_as_current_span("a", attributes=AGENT | {"gen_ai.agent.name": 7}):
         pass

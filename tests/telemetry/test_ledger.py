@@ -10,16 +10,16 @@ from typing import Any
 
 import psycopg
 import pytest
-from prometheus_client import CollectorRegistry
 
 from app.database import Database
-from telemetry import Drain, Ledger
+from telemetry import Ledger
 from telemetry.execution import Execution
 from telemetry.ledger import Door, Store
 from telemetry.spool import Spool, SpoolError
 from tests.telemetry.conftest import Observe
 from tests.telemetry.observed import Observed
 from tests.telemetry.test_crashed import NESTED, killed, process
+from tests.telemetry.test_drain import draining
 
 EMPTY = Store(0, 0, 0, 0, 0)
 
@@ -120,21 +120,20 @@ def test_rows_that_vanish_are_unexplained(observe: Observe) -> None:
 
 
 def test_a_drain_adds_up_the_processes(database: Database, tmp_path: Path) -> None:
-    drain = Drain(tmp_path / "spool", database.sink_connection, registry=CollectorRegistry(), drain_interval=3600)
     script = """
     with monitor.execution("ended"):
         pass
     with monitor.execution("open"):
-        time.sleep(1.5)  # it says once a second what it has counted
+        time.sleep(2.5)  # it says once a second what it has counted
         print("open", flush=True)
         time.sleep(60)
     """
-    with process(tmp_path / "spool", script) as started:
-        assert started.stdout is not None
-        assert started.stdout.readline() == "open\n"
+    with draining(tmp_path, database.sink_connection) as drain:
+        with process(tmp_path / "spool", script) as started:
+            assert started.stdout is not None
+            assert started.stdout.readline() == "open\n"
+            assert drain.sink.drain()
+            assert drain.ledger() == Ledger(Door(2, 1, 1, 1, 0, 0), Store(1, 0, 1, 0, 0))
         assert drain.sink.drain()
-        assert drain.ledger() == Ledger(Door(2, 1, 1, 1, 0, 0), Store(1, 0, 1, 0, 0))
-    assert drain.sink.drain()
-    assert drain.sink.drain()
-    assert drain.ledger() == Ledger(Door(1, 0, 1, 1, 0, 0), Store(2, 0, 2, 0, 0))
-    drain.shutdown()
+        assert drain.sink.drain()
+        assert drain.ledger() == Ledger(Door(2, 0, 2, 2, 0, 0), Store(2, 0, 2, 0, 0))

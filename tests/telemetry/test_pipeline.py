@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -102,6 +103,14 @@ def test_the_sinks_numbers_are_there_when_it_runs(observe: Observe) -> None:
         "spanledger_sink_failures_total",
         "spanledger_sink_last_success_timestamp_seconds",
     }
+
+
+def test_the_series_budget_of_the_docs(observe: Observe) -> None:
+    observed = observe(connect=refused, drain_interval=3600.0)
+    samples = [sample for family in observed.registry.collect() for sample in family.samples]
+    series = sum("gen_ai_agent_name" not in sample.labels for sample in samples)
+    page = Path(__file__).parents[2] / "docs" / "metrics.md"
+    assert f"| Pipeline | | | {series} |" in page.read_text()
 
 
 def test_rejections_of_processor_and_sink_are_one_counter(observed: Observed) -> None:

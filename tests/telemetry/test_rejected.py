@@ -16,8 +16,8 @@ from telemetry import aside
 from telemetry import rejected as rejected_module
 from telemetry.aside import REJECTED
 from telemetry.rejected import Rejected
-from telemetry.segment import VERSION
-from telemetry.spool import EXECUTIONS, STEPS, Spool
+from telemetry.segment import EXECUTIONS, STEPS, VERSION, Segment
+from telemetry.spool import Spool
 from tests.telemetry.stored import EXECUTION_ROW, TRACE, execution, rows, sink, step
 
 A1, A2, A3 = (f"00000000000000a{number}" for number in (1, 2, 3))
@@ -180,23 +180,32 @@ def test_only_what_was_taken_leaves_the_file(tmp_path: Path) -> None:
     assert waiting(tmp_path) == [execution(A1).line()]
 
 
-def test_a_spool_that_is_full_refuses_and_the_rest_stays(tmp_path: Path) -> None:
-    set_aside(tmp_path, A1, A2)
-    assert Rejected(tmp_path).put_back(max_bytes=len(execution().line())) == {"put back": 1, "refused": 1}
-    assert (listed(tmp_path), waiting(tmp_path)) == ([A2], [execution(A1).line()])
+@pytest.mark.parametrize("bytes_a_segment", [1, 1 << 20])
+def test_many_rows_make_several_segments_that_were_observed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bytes_a_segment: int
+) -> None:
+    monkeypatch.setattr(rejected_module, "SEGMENT_BYTES", bytes_a_segment)
+    set_aside(tmp_path, A1, A2, A3)
+    with spooling(tmp_path) as spool:
+        aside.set_aside(spool.directory, STEPS, step().line(), "data", "")
+        assert Rejected(tmp_path).put_back() == {"put back": 4}
+        segments = spool.ready()
+        assert len(segments) == (4 if bytes_a_segment == 1 else 1)
+        assert {oct(segment.path(EXECUTIONS).stat().st_mode) for segment in segments} == {"0o100600"}
+        assert [segment.mark_seen() for segment in segments] == [False] * len(segments)
+    assert waiting(tmp_path) == [execution(span_id).line() for span_id in (A1, A2, A3)]
 
 
-def during(monkeypatch: pytest.MonkeyPatch, happening: Callable[[], None], once: bool = True) -> None:
-    """Let something happen while rows are being put back."""
-    append = Spool.append
+def during(monkeypatch: pytest.MonkeyPatch, happening: Callable[[], None]) -> None:
+    """Let something happen when the first row was put back."""
+    write = Segment.write
 
-    def appending(spool: Spool, table: str, line: bytes) -> None:
-        append(spool, table, line)
-        if once:
-            monkeypatch.setattr(Spool, "append", append)
+    def writing(segment: Segment, lines: dict[str, bytes]) -> None:
+        write(segment, lines)
+        monkeypatch.setattr(Segment, "write", write)
         happening()
 
-    monkeypatch.setattr(Spool, "append", appending)
+    monkeypatch.setattr(Segment, "write", writing)
 
 
 def test_rows_set_aside_meanwhile_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -213,15 +222,12 @@ def test_a_row_written_by_who_had_opened_the_file_before_is_put_back_too(
     (late,) = (tmp_path / REJECTED).read_bytes().splitlines(keepends=True)
     (tmp_path / REJECTED).unlink()
     set_aside(tmp_path, A1)
-    seal = Spool.seal
     with (tmp_path / REJECTED).open("ab", buffering=0) as file:
 
-        def sealing(spool: Spool) -> None:
-            seal(spool)
-            monkeypatch.setattr(Spool, "seal", seal)
+        def append() -> None:
             file.write(late)
 
-        monkeypatch.setattr(Spool, "seal", sealing)
+        during(monkeypatch, append)
         assert Rejected(tmp_path).put_back() == {"put back": 2}
     assert (listed(tmp_path), waiting(tmp_path)) == ([], [execution(A1).line(), execution(A2).line()])
 
@@ -243,7 +249,8 @@ def test_after_a_crash_the_rest_is_found(tmp_path: Path, monkeypatch: pytest.Mon
 
     set_aside(tmp_path, A1, A2)
     with monkeypatch.context() as patch:
-        during(patch, kill, once=False)
+        patch.setattr(rejected_module, "SEGMENT_BYTES", 1)
+        during(patch, kill)
         with pytest.raises(Killed):
             Rejected(tmp_path).put_back()
     assert listed(tmp_path) == [A2, A1]

@@ -173,8 +173,8 @@ def test_rows_and_roll_up_are_one_transaction(
     """On either path Postgres goes away after the rows and before the commit: neither is there, then both once."""
     add = rollup.add
 
-    def then_gone(connection: psycopg.Connection[Any], lines: list[bytes]) -> None:
-        add(connection, lines)
+    def then_gone(connection: psycopg.Connection[Any], deltas: bytes) -> None:
+        add(connection, deltas)
         raise psycopg.OperationalError("gone")
 
     for span_ids in (["00000000000000a1"], ["00000000000000a1", A2]):

@@ -160,23 +160,22 @@ def terminate(database: Database, pid: int) -> None:
 def test_a_backend_that_is_terminated_in_the_middle_of_copy(
     database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, cut: str
 ) -> None:
-    def copy(connection: psycopg.Connection[Any], target: Any, table: str, data: bytes) -> None:
-        if table != cut:
-            original(connection, target, table, data)
-            return
-        with connection.cursor().copy(b"COPY " + target.as_bytes(connection) + b" FROM STDIN") as copy:
-            copy.write(data[:50])
-            terminate(database, connection.info.backend_pid)
-            copy.write(data[50:] * 10_000)
+    @contextmanager
+    def copying(connection: psycopg.Connection[Any], target: Any, table: str) -> Iterator[psycopg.Copy]:
+        with original(connection, target, table) as copy:
+            if table == cut:
+                copy.write(b"f\thalf a li")
+                terminate(database, connection.info.backend_pid)
+            yield copy
 
-    original = loader._copy
+    original = loader._copying
     with sink(tmp_path, database.sink_connection) as drained:
         if path == "staged":
             drained.put(execution(), step())
             assert drained.drain()
         drained.put(execution(), step())
         with monkeypatch.context() as patch:
-            patch.setattr(loader, "_copy", copy)
+            patch.setattr(loader, "_copying", copying)
             assert not drained.drain()
         assert (drained.failures, drained.guard.counts) == (1, {})
         assert drained.drain()
@@ -189,10 +188,13 @@ def test_a_backend_that_is_terminated_in_the_middle_of_copy(
 def test_a_table_that_somebody_locks(
     database: Database, tmp_path: Path, caplog: pytest.LogCaptureFixture, setting: str, table: str
 ) -> None:
+    opened: list[psycopg.Connection[Any]] = []
+
     def connect() -> psycopg.Connection[Any]:
         connection = database.sink_connection()
         connection.execute(f"SET {setting} = '50ms'".encode())
         connection.commit()
+        opened.append(connection)
         return connection
 
     with sink(tmp_path, connect) as drained:
@@ -206,11 +208,40 @@ def test_a_table_that_somebody_locks(
         assert drained.drain()
         assert_stored_once(database)
         assert (drained.failures, drained.stored) == (2, {EXECUTIONS: 1, STEPS: 1})
+        assert [connection.closed for connection in opened] == [True, True, False]  # after a failover it is elsewhere
 
 
 def test_the_service_gives_its_sink_ten_seconds_for_a_lock(database: Database) -> None:
     with database.sink_connection() as connection:
         assert connection.execute("SELECT current_setting('lock_timeout')").fetchone() == ("10s",)
+
+
+@on_both
+def test_a_server_that_says_nothing_is_left_after_a_while(
+    database: Database, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither an answer nor an end, as behind a proxy that has lost its other side."""
+
+    def connect() -> psycopg.Connection[Any]:
+        connection = database.sink_connection()
+        connection.execute("SET lock_timeout = 0")
+        connection.commit()
+        return connection
+
+    monkeypatch.setattr("telemetry.sink.PATIENCE_SECONDS", 0.2)
+    with sink(tmp_path, connect) as drained:
+        drained.put(execution(), step())
+        with database.sink_connection() as other:
+            other.execute("RESET ROLE")
+            other.execute("LOCK TABLE execution_steps IN ACCESS EXCLUSIVE MODE")
+            began = time.monotonic()
+            assert not drained.drain()
+            assert 0.2 <= time.monotonic() - began < 5
+            other.rollback()
+        assert [message.startswith(AWAY) for message in messages(caplog)] == [True]
+        assert (drained.failures, drained.guard.counts) == (1, {})
+        assert drained.drain()
+        assert_stored_once(database)
 
 
 # The schema

@@ -11,7 +11,7 @@ import orjson
 import pytest
 
 from telemetry import slots as module
-from telemetry.slots import OpenRun, Slots, cancel, read
+from telemetry.slots import OpenRun, Slots, cancel, read, read_counts
 
 SERVICE = ("tutor", None, "1.2", "test", "i-1")
 TRACE, OTHER = bytes(range(16)), bytes(range(16, 32))
@@ -102,12 +102,30 @@ def test_a_run_is_cancelled_by_whoever_may_write_the_file(slots: Slots, path: Pa
     assert slots.cancelled() == []
 
 
-def test_a_slot_taken_again_is_not_cancelled(slots: Slots, path: Path) -> None:
+def test_another_run_in_the_same_slot_is_not_cancelled(slots: Slots, path: Path) -> None:
     slots.take(TRACE + A, 1_000, document())
     assert cancel(path, TRACE.hex(), A.hex())
     slots.release(0, TRACE + A)
     assert slots.take(TRACE + B, 1_000, document()) == 0
-    assert slots.cancelled() == []
+    assert [run.cancel_requested for run in read(path)] == [False]
+    assert slots.cancelled() == [(int.from_bytes(TRACE), int.from_bytes(A))]
+
+
+@pytest.mark.parametrize("content", [b"", bytes(1 << 20), b"\1" * 64])
+def test_a_file_that_is_just_being_made_or_was_never_written_has_no_runs(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+    assert read(path) == []
+
+
+def test_long_names_leave_the_head_whole(path: Path) -> None:
+    slots = Slots(path, ["ünï" * 999] * 5)
+    slots.take(TRACE + A, 1_000, document())
+    (run,) = read(path)
+    assert run.service == (("ünï" * 14)[:40],) * 5
+    assert not slots.note_counts(b"x" * 20_000)
+    assert slots.note_counts(b"{}")
+    assert read_counts(path) == b"{}"
+    slots.close()
 
 
 def test_another_file_takes_over(slots: Slots, path: Path, tmp_path: Path) -> None:

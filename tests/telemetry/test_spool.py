@@ -306,7 +306,7 @@ def test_a_child_that_cannot_begin_refuses_rows_and_writes_to_no_descriptor_of_o
     script = """
     from telemetry import home
     spool.append("executions", b"parent\\n")
-    numbers = [spool._home.lock, *(file.fd for file in spool._open._files.values())]
+    numbers = [*spool._home.locks, *(file.fd for file in spool._open._files.values())]
     home.secrets.token_hex = lambda _: "\\0"  # no such directory can be made
     sys.unraisablehook = lambda _: None
     if os.fork() == 0:
@@ -407,15 +407,16 @@ def test_what_is_there_at_start_counts(tmp_path: Path) -> None:
     spool.close()
 
 
-def test_a_full_spool_notices_that_another_process_drained_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_spool_notices_that_another_process_drained_it(tmp_path: Path) -> None:
     spool, drainer = Spool(tmp_path, max_bytes=10), Spool(tmp_path)
     spool.append(EXECUTIONS, b"0123456\n")
     spool.seal()
     assert refused(spool) == "spool_full"
     for segment in drainer.ready():
         segment.remove()
-    assert refused(spool) == "spool_full"  # it does not look at the disk for every row
-    monkeypatch.setattr(module, "_LOOK_SECONDS", 0.0)
+    assert refused(spool) == "spool_full"  # callers do not look at the disk
+    spool._look_pause = 0.0
+    spool.seal()
     spool.append(EXECUTIONS, b"again\n")
     assert spool.pending_bytes() == 6
     for each in (spool, drainer):
@@ -501,11 +502,11 @@ def test_a_disk_that_will_not_commit_hands_on_every_segment(spool: Spool, monkey
         spool.seal()
     assert lines(spool) == [b"first\n", b"second\n", b"third\n"]
     spool.close()
-    assert len(os.listdir("/dev/fd")) == descriptors - 1  # the lock's
+    assert len(os.listdir("/dev/fd")) == descriptors - 2  # the locks'
 
 
 def test_a_disk_that_stalls_is_not_waited_for(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Callers use what room there is, then memory; then they are refused, and at no time do they wait."""
+    """Callers use what room there is, the spare too, then memory; then they are refused. At no time do they wait."""
     entered, leave = threading.Event(), threading.Event()
 
     def hang(*_: object) -> None:
@@ -537,9 +538,20 @@ def test_a_disk_that_stalls_is_not_waited_for(spool: Spool, monkeypatch: pytest.
         sealer.join()
     spool.append(EXECUTIONS, b"seventh.\n")
     spool.seal()
-    written = [b"first...\n", b"second..\n", b"third...\n", b"fourth..\n", b"fifth...\n", b"sixth...\n", b"seventh.\n"]
-    assert sorted(lines(spool)) == sorted(written)
+    words = (b"first...", b"second..", b"third...", b"fourth..", b"fifth...", b"sixth...", b"seventh.")
+    assert sorted(lines(spool)) == sorted(word + b"\n" for word in words)
     assert spool.pending_bytes() == 63
+
+
+def test_a_caller_waits_for_others_who_do_not_wait_for_the_disk(spool: Spool) -> None:
+    """However long: a line that is left in memory is lost with the process."""
+    waiting = threading.Thread(target=spool.append, args=(EXECUTIONS, b"a\n"))
+    with spool._lock:
+        waiting.start()
+        waiting.join(module._PATIENCE_SECONDS * 10)
+        assert (waiting.is_alive(), spool.queued_lines) == (True, 0)
+    waiting.join(10)
+    assert (spool.queued_lines, spool._open is not None and spool._open.lines()[EXECUTIONS]) == (0, b"a\n")
 
 
 def test_a_caller_does_not_wait_for_another_who_waits_for_the_disk(
@@ -639,3 +651,55 @@ def test_a_table_without_lines_is_not_committed_and_reads_as_empty_uncut(spool: 
     (segment,) = spool.ready()
     segment.path(STEPS).write_bytes(bytes(4096))  # as a loss of power may leave it
     assert (segment.read(STEPS), segment.lines()) == (b"", 1)
+
+
+def test_a_segment_that_cannot_be_renamed_is_sealed_the_next_time(
+    spool: Spool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path, target: Path) -> Path:
+        raise OSError(28, "No space left on device")
+
+    for number in range(3):
+        spool.append(EXECUTIONS, b"%d\n" % number)
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "rename", refuse)
+            with pytest.raises(OSError, match="No space left"):
+                spool.seal()
+    assert (lines(spool), spool.pending_bytes()) == ([], 6)
+    spool.seal()
+    assert (lines(spool), spool.pending_bytes()) == ([b"0\n", b"1\n", b"2\n"], 6)
+
+
+def test_a_home_whose_lock_file_was_deleted_is_still_lived_in(spool: Spool, tmp_path: Path) -> None:
+    other = Spool(tmp_path)
+    other.append(EXECUTIONS, b"mine\n")
+    (other.writer / "lock").unlink()
+    assert spool.ready() == []
+    other.append(EXECUTIONS, b"too\n")
+    other.close()
+    assert lines(spool) == [b"mine\n", b"too\n"]
+
+
+def test_an_append_within_an_append_waits_in_memory(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a collection can do it, which closes an abandoned generator."""
+    make = spool._make
+
+    def collecting(capacity: int = 0) -> Any:
+        monkeypatch.setattr(spool, "_make", make)
+        spool.append(EXECUTIONS, b"inner\n")
+        return make(capacity)
+
+    monkeypatch.setattr(spool, "_make", collecting)
+    spool.append(EXECUTIONS, b"outer\n")
+    assert spool.queued_lines == 1
+    spool.seal()
+    assert sorted(lines(spool)) == [b"inner\n", b"outer\n"]
+
+
+def test_notes_and_drafts_that_mean_nothing_are_removed(spool: Spool, tmp_path: Path) -> None:
+    dead = tmp_path / "1-dead"
+    dead.mkdir()
+    for name in ("000000000001.v1.seen", "cancel.ab.cd", "999999999999.v1.executions.open"):
+        (dead / name).write_bytes(b"")
+    assert spool.ready() == []
+    assert list(tmp_path.iterdir()) == [spool.writer]

@@ -3,6 +3,9 @@ from __future__ import annotations
 import os
 import threading
 
+import pytest
+
+from telemetry import worker
 from telemetry.worker import Worker
 
 
@@ -77,3 +80,22 @@ def test_a_stopped_one_stays_stopped_in_a_child() -> None:
     assert os.read(reader, 1) == b"\0"
     os.close(reader)
     os.close(writer)
+
+
+def test_work_that_fails_is_tried_again(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(worker, "_AFTER_FAILURE", 0.0)
+    done = threading.Event()
+    calls: list[int] = []
+
+    def work() -> float:
+        calls.append(1)
+        if len(calls) < 3:
+            raise RuntimeError("not yet")
+        done.set()
+        return 60.0
+
+    made = Worker("a-worker", work, 0.0)
+    made.start()
+    assert done.wait(10)
+    assert made.stop(10)
+    assert [record.getMessage() for record in caplog.records] == ["a-worker failed; it tries again in 0 s"] * 2

@@ -34,7 +34,8 @@ def settled(service: Service, executions: int) -> dict[str, Any]:
     def stored() -> bool:
         nonlocal found
         found = ledger(service)
-        return sum(hour["rows"] for hour in found["hours"]) >= executions and bool(found["balanced"])
+        idle = found["executions"]["in_flight"] == 0  # as the workers said within the last second
+        return sum(hour["rows"] for hour in found["hours"]) >= executions and idle and bool(found["balanced"])
 
     eventually(stored)
     return found

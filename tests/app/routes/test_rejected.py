@@ -8,8 +8,8 @@ from click.testing import CliRunner
 from app.cli import spanledger
 from app.database import Database
 from telemetry.aside import set_aside
-from telemetry.segment import VERSION
-from telemetry.spool import EXECUTIONS, STEPS, Spool
+from telemetry.segment import EXECUTIONS, STEPS, VERSION, Segment
+from telemetry.spool import Spool
 from tests.app.admin_client import get
 from tests.telemetry.stored import END, TRACE, execution, step
 
@@ -89,7 +89,6 @@ def run(monkeypatch: pytest.MonkeyPatch, data_dir: Path, *options: str) -> tuple
 def test_the_command_puts_rows_back(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert run(monkeypatch, data_dir, "--dry-run") == (0, "would be put back: 3\n", "")
     assert run(monkeypatch, data_dir, "--reason", "timestamp") == (0, "left: 2\nput back: 1\n", "")
-    monkeypatch.setenv("SPOOL_MAX_BYTES", str(1 << 20))
     assert run(monkeypatch, data_dir) == (0, "put back: 2\n", "")
     assert run(monkeypatch, data_dir) == (0, "Nothing is set aside.\n", "")
     spool = Spool(data_dir / "spool")
@@ -100,14 +99,13 @@ def test_the_command_puts_rows_back(data_dir: Path, monkeypatch: pytest.MonkeyPa
     assert len([line for line in lines if line]) == 3
 
 
-def test_the_command_says_what_the_spool_refused(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from telemetry.spool import SpoolError
+def test_a_disk_that_refuses(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(segment: Segment, lines: dict[str, bytes]) -> None:
+        raise OSError(28, "No space left on device", str(segment.directory))
 
-    def full(spool: Spool, table: str, line: bytes) -> None:
-        raise SpoolError("spool_full", "it is")
-
-    monkeypatch.setattr(Spool, "append", full)
-    assert run(monkeypatch, data_dir) == (1, "refused: 3\n", "")
+    monkeypatch.setattr(Segment, "write", full)
+    code, out, err = run(monkeypatch, data_dir)
+    assert (code, out, err.endswith(" cannot be used (No space left on device)\n")) == (2, "", True)
     assert run(monkeypatch, data_dir, "--dry-run")[1] == "would be put back: 3\n"
 
 
