@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -113,16 +113,13 @@ class Segment:
 class OpenSegment:
     """A segment that is being written.
 
-    Args:
-        expected: Bytes of lines for each table; so many pages are in memory before they are needed.
-
     Raises:
         OSError: The disk has no room for `capacity` bytes a table.
     """
 
     __slots__ = ("_files", "capacity", "segment", "sizes")
 
-    def __init__(self, segment: Segment, capacity: int, expected: Mapping[str, int]) -> None:
+    def __init__(self, segment: Segment, capacity: int) -> None:
         self.segment = segment
         self.capacity = capacity
         self.sizes = dict.fromkeys(TABLES, 0)  # bytes of lines
@@ -130,7 +127,8 @@ class OpenSegment:
         try:
             for table in TABLES:
                 path = Path(f"{segment.path(table)}{OPEN}")
-                self._files[table] = MappedFile(path, capacity, min(capacity, expected[table]))
+                # Every page of it is present: one that is missing would be asked of a disk that may stall.
+                self._files[table] = MappedFile(path, capacity)
         except OSError:
             self.discard()  # half a segment would never be sealed
             raise

@@ -35,7 +35,6 @@ from .slots import RUNS, Slots
 __all__ = ["EXECUTIONS", "STEPS", "TABLES", "Segment", "Spool", "SpoolError"]
 
 SEGMENT_BYTES = 1 << 20  # of each table; a fuller segment gives way to the next
-_LEAST_PRESENT = 64 << 10  # bytes of each table whose pages are in memory, beside twice what the last segment had
 QUEUE_BYTES = 8 << 20  # of lines that wait in memory for a disk that stalls
 _LOOK_SECONDS = 5.0  # between two looks of a process that has no sink
 _STALLED_SECONDS = 0.1  # a disk that takes longer is not waited for; a busy interpreter may take as long as half of it
@@ -98,7 +97,6 @@ class Spool:
         self._open: OpenSegment | None = None
         self._spare: OpenSegment | None = None
         self._full: list[OpenSegment] = []
-        self._expected = dict.fromkeys(TABLES, SEGMENT_BYTES)  # bytes of lines in the next segment
         self._queue: deque[tuple[str, bytes]] = deque()
         self._queued = 0  # bytes in the queue
         self._queueing = threading.RLock()  # for a collection, likewise
@@ -197,7 +195,7 @@ class Spool:
     def _make(self, capacity: int = 0) -> OpenSegment:
         self._keeps_spare = True
         segment = Segment(self.writer, next(self._numbers))
-        return OpenSegment(segment, max(SEGMENT_BYTES, capacity), self._expected)
+        return OpenSegment(segment, max(SEGMENT_BYTES, capacity))
 
     def _keep_spare(self) -> None:
         if self._spare is None and self._keeps_spare and not self._closed:
@@ -207,7 +205,6 @@ class Spool:
         """Put the open segment aside, to be sealed."""
         if self._open is not None:
             self._full.append(self._open)
-            self._expected = {table: 2 * size + _LEAST_PRESENT for table, size in self._open.sizes.items()}
             self._open = None
 
     def _enqueue(self, table: str, line: bytes) -> None:

@@ -78,6 +78,6 @@ def test_wheel_lives_beside_a_project_with_the_same_folder_names(wheel: Path, tm
         "1.0",
         "[]",
     ]
-    rows = [path for path in spool.rglob("*") if path.is_file() and b"greeting" in path.read_bytes()]
+    rows = [path for path in spool.rglob("*") if path.suffix and b"greeting" in path.read_bytes()]
     assert len(rows) == 1
     assert b"Hello, you" in rows[0].read_bytes()
