@@ -321,15 +321,12 @@ class ExecutionProcessor(SpanProcessor):
                 self._spool.append(table, line)
                 return "spooled"
             set_aside(self._spool.directory, table, line, "timestamp", f"ended {age / 1e9:.0f} s ago")
-        except SpoolError as error:
-            self.dropped[error.reason] += 1
-        except OSError:
-            self.dropped["disk_error"] += 1
-        else:
-            self.rejected["timestamp"] += 1
-            return "rejected"
-        self._guard.report("spool")
-        return "dropped"
+        except (SpoolError, OSError) as error:
+            self.dropped[error.reason if isinstance(error, SpoolError) else "disk_error"] += 1
+            self._guard.report("spool")
+            return "dropped"
+        self.rejected["timestamp"] += 1
+        return "rejected"
 
     def _service_of(self, resource: Resource) -> Service:
         known, service = self._service
