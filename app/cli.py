@@ -12,6 +12,7 @@ import sys
 import tempfile
 import threading
 import tomllib
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -253,7 +254,8 @@ def serve(app: FastAPI, listener: socket.socket, ready: str | None = None, *, ac
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
             if self.started and ready is not None:
-                click.echo(ready)
+                with suppress(OSError):  # nobody reads it any more: no reason to leave open what has just been started
+                    click.echo(ready)
 
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)  # ours says the same
     config = uvicorn.Config(

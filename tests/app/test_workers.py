@@ -5,6 +5,9 @@ from __future__ import annotations
 import functools
 import os
 import signal
+import socket
+import subprocess
+import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -14,7 +17,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from app.database import Database
 from telemetry.spool import EXECUTIONS
-from tests.app.service import SEED, Service
+from tests.app.service import ROOT, SEED, Service
 from tests.end_to_end.waiting import eventually
 from tests.telemetry.stored import rows
 
@@ -144,3 +147,30 @@ def test_embedded_postgres_belongs_to_the_supervisor(data_dir: Path) -> None:
         eventually(lambda: len(service.executions()) == 2)
         assert service.stop(signal.SIGTERM)[0] == -signal.SIGTERM
         assert service.database_pid() is None
+
+
+def test_a_worker_whose_supervisor_was_killed_while_it_started_ends_in_order(
+    database: Database, data_dir: Path
+) -> None:
+    """Nobody reads that it serves, and it must not keep the address."""
+    data_dir.mkdir()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "app", "worker", str(listener.fileno()), str(data_dir / "nobody")],
+            cwd=data_dir.parent,
+            env={**os.environ, "SPANLEDGER_DATA_DIR": str(data_dir), "PYTHONPATH": str(ROOT), "LOG_LEVEL": "error"},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            pass_fds=(listener.fileno(),),
+        )
+        with process:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            assert process.stderr is not None
+            process.stdout.close()
+            process.stdin.write(f"{url_of(database)}\n".encode())
+            process.stdin.flush()
+            assert httpx.get(f"http://127.0.0.1:{listener.getsockname()[1]}/readyz", timeout=60).status_code == 200
+            process.stdin.close()
+            assert (process.wait(30), process.stderr.read()) == (-signal.SIGTERM, b"")

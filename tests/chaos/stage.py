@@ -249,8 +249,13 @@ class Workers(Stage):
 
     def recycle(self) -> None:
         before = set(self.pids())
-        self.service.process.send_signal(signal.SIGHUP)
-        eventually(lambda: len(self.pids()) == 3 and not before & set(self.pids()), 60)
+        eventually(lambda: self._replaced(before), 90)
+
+    def _replaced(self, before: set[int]) -> bool:
+        now = set(self.pids())
+        if before <= now:  # not begun: a signal is ignored while the last replacing is under way
+            self.service.process.send_signal(signal.SIGHUP)
+        return len(now) == 3 and not before & now
 
     def finish(self) -> None:
         self._clients.stop()
