@@ -24,7 +24,7 @@ from bench.call import IDS, PAYLOADS
 from bench.figure import Figure
 from bench.postgres import embedded
 from telemetry import AgentMonitor, configure
-from telemetry.spool import EXECUTIONS
+from telemetry.spool import EXECUTIONS, Spool, SpoolError
 
 ROWS = 1_000_000
 WARM_UP = 10_000
@@ -55,12 +55,12 @@ def run() -> Iterator[Figure]:
         spool.seal()
         head, tail = spool.ready()[0].read(EXECUTIONS).split(execution.span_id.encode())
         for number in range(WARM_UP):
-            spool.append(EXECUTIONS, b"%s%016x%s" % (head, number, tail))
+            _append(spool, b"%s%016x%s" % (head, number, tail))
         telemetry.flush()
         before = _memory()
         begin = time.perf_counter()
         for number in range(WARM_UP, ROWS):
-            spool.append(EXECUTIONS, b"%s%016x%s" % (head, number, tail))
+            _append(spool, b"%s%016x%s" % (head, number, tail))
         spooled = time.perf_counter() - begin
         telemetry.flush()
         after = _memory()
@@ -76,6 +76,18 @@ def run() -> Iterator[Figure]:
         yield Figure("memory growth while they are stored", "MiB", [_growth(before, _memory(), "RssAnon")])
         telemetry.shutdown(0.0)
         database.dispose()
+
+
+def _append(spool: Spool, line: bytes) -> None:
+    """As soon as the disk keeps up: nothing else is done here, so rows come faster than it takes them."""
+    while True:
+        try:
+            spool.append(EXECUTIONS, line)
+            return
+        except SpoolError as error:
+            if error.reason != "disk_stalled":
+                raise
+            time.sleep(0.05)
 
 
 def _growth(before: dict[str, int], after: dict[str, int], name: str) -> float:
