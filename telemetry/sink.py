@@ -163,9 +163,10 @@ class PostgresSink:
 
     def _load(self, batch: list[Segment]) -> None:
         data = {table: [segment.read(table) for segment in batch] for table in TABLES}
+        size = sum(len(piece) for pieces in data.values() for piece in pieces)
         started = time.monotonic()
         connection = self._connected()
-        with deadline(connection.fileno(), PATIENCE_SECONDS + sum(map(len, data.values())) / SLOWEST_BYTES):
+        with deadline(connection.fileno(), PATIENCE_SECONDS + size / SLOWEST_BYTES):
             self._loader.load(connection, data)
         self.batches += 1
         self.batch_seconds += time.monotonic() - started

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,8 @@ from app.database import Database
 from app.embedded import EmbeddedPostgres
 from app.rollup import differences
 from telemetry import loader
+from telemetry.deadline import deadline
+from telemetry.execution import Execution, Step
 from telemetry.sink import PostgresSink
 from telemetry.spool import EXECUTIONS, STEPS
 from tests.components import component
@@ -242,6 +244,26 @@ def test_a_server_that_says_nothing_is_left_after_a_while(
         assert (drained.failures, drained.guard.counts) == (1, {})
         assert drained.drain()
         assert_stored_once(database)
+
+
+def test_a_large_batch_is_given_a_second_more_for_every_16_kib(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[float] = []
+
+    def noted(fileno: int, seconds: float) -> AbstractContextManager[None]:
+        given.append(seconds)
+        return deadline(fileno, seconds)
+
+    monkeypatch.setattr("telemetry.sink.deadline", noted)
+    put: list[Execution | Step] = [execution(input=b'"%s"' % (b"x" * 40_000)), step(), execution(A2)]
+    with sink(tmp_path, database.sink_connection) as drained:
+        for row in put:
+            drained.put(row)
+            drained.spool.seal()
+        assert drained.drain()
+        assert drained.stored == {EXECUTIONS: 2, STEPS: 1}
+    assert given == [60 + sum(len(row.line()) for row in put) / (16 << 10)]
 
 
 # The schema
