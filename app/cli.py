@@ -52,15 +52,16 @@ def spanledger() -> None:
 @click.option("--workers", type=click.IntRange(1, 16), default=1, show_default=True, help="Processes that serve.")
 def run(workers: int) -> None:
     """Run the service; its settings come from the environment and from .env."""
-    from app.main import create_app
-
     try:
         settings = Settings.load()
-        app, listener = create_app(settings), listen(settings.host, settings.port)
+        settings.refuse_strangers()
+        listener = listen(settings.host, settings.port)
     except StartError as error:
         fail(error)
     if workers == 1:
-        serve(app, listener, welcome(settings))
+        from app.main import create_app
+
+        serve(create_app(settings), listener, welcome(settings))
     else:
         supervise(settings, listener, workers)
 
@@ -114,7 +115,7 @@ def drain() -> None:
         app, listener = create_app(settings), listen(settings.host, settings.port)
     except StartError as error:
         fail(error)
-    serve(app, listener, f"Draining {settings.spanledger_data_dir / 'spool'}; metrics at {url_of(settings)}/metrics")
+    serve(app, listener, f"Draining {settings.spool_dir}; metrics at {url_of(settings)}/metrics")
 
 
 @spanledger.command()
@@ -179,10 +180,9 @@ def replay_rejected(reason: str | None, dry_run: bool) -> None:
 
     try:
         settings = Settings.load()
-        spool_dir = settings.spanledger_data_dir / "spool"
-        if not spool_dir.is_dir():
-            raise StartError(f"{spool_dir} does not exist; is SPANLEDGER_DATA_DIR the service's?")
-        counts = Rejected(spool_dir).put_back(reason=reason, dry_run=dry_run)
+        if not settings.spool_dir.is_dir():
+            raise StartError(f"{settings.spool_dir} does not exist; is SPANLEDGER_DATA_DIR the service's?")
+        counts = Rejected(settings.spool_dir).put_back(reason=reason, dry_run=dry_run)
     except StartError as error:
         fail(error)
     except OSError as error:

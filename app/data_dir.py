@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import os
 import secrets
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
 
@@ -15,6 +16,19 @@ IN_USE = "another spanledger (pid {pid}) uses {path}; stop it, or set SPANLEDGER
 NOT_WRITABLE = "{path} is not writable ({reason}); change its owner, or set SPANLEDGER_DATA_DIR elsewhere"
 MODE = 0o711 if os.geteuid() == 0 else 0o700
 """Nobody else may list it; as root the database server, then a user of its own, passes through."""
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Make or open what is in `path`.
+
+    Raises:
+        StartError: It cannot be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise StartError(NOT_WRITABLE.format(path=path, reason=error.strerror)) from error
 
 
 class DataDir:
@@ -30,15 +44,13 @@ class DataDir:
         Raises:
             StartError: It cannot be written, or another process has it.
         """
-        try:
+        with writing(self.path):
             for directory in reversed([self.path, *self.path.parents]):
                 if not directory.exists():
                     directory.mkdir()
                     directory.chmod(MODE)
             # Never inheritable (PEP 446): a child such as the database server would keep the lock.
             lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o600)
-        except OSError as error:
-            raise StartError(NOT_WRITABLE.format(path=self.path, reason=error.strerror)) from None
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

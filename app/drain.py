@@ -16,10 +16,10 @@ from fastapi import FastAPI
 
 from app import logs, problems, upkeep
 from app.agents import errors
-from app.data_dir import NOT_WRITABLE, DataDir
+from app.data_dir import DataDir, writing
 from app.routes import health, ledger
 from app.service import DRAIN_SECONDS, Service, python_registry
-from app.settings import Settings, StartError
+from app.settings import Settings
 from app.workers import Workers
 from telemetry import Drain
 
@@ -44,18 +44,15 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         directory = DataDir(settings.spanledger_data_dir).acquire()  # a service there has a sink of its own
         stack.callback(directory.release)
         database = app.state.database = await upkeep.open_database(app, directory, stack)
-        spool_dir = directory.path / "spool"
-        try:
+        with writing(settings.spool_dir):
             drain = app.state.telemetry = Drain(
-                spool_dir,
+                settings.spool_dir,
                 database.sink_connection,
                 registry=python_registry(),
                 spool_max_bytes=settings.spool_max_bytes,
                 retention=timedelta(days=settings.retention_days),
                 error_types=errors.names(),
             )
-        except OSError as error:
-            raise StartError(NOT_WRITABLE.format(path=spool_dir, reason=error.strerror)) from error
         stack.push_async_callback(asyncio.to_thread, drain.shutdown, DRAIN_SECONDS)
         if app.state.workers is not None:
             stack.callback(shutil.rmtree, app.state.socket.parent, ignore_errors=True)

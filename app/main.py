@@ -16,7 +16,7 @@ from fastapi import FastAPI
 
 from app import logs, problems, tracing, upkeep
 from app.agents import errors
-from app.data_dir import NOT_WRITABLE, DataDir
+from app.data_dir import DataDir, writing
 from app.middleware import BodyLimitMiddleware
 from app.routes import admin, ai, executions, health, inflight, ledger, rejected
 from app.service import DRAIN_SECONDS, Service, python_registry
@@ -59,7 +59,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         app.state.admin_tokens = settings.admin_tokens() or (directory.admin_token(),)
         database = app.state.database = await upkeep.open_database(app, directory, stack)
         sink = database.sink_connection if app.state.supervisor is None else None
-        telemetry = app.state.telemetry = _open_telemetry(settings, directory, sink)
+        telemetry = app.state.telemetry = _open_telemetry(settings, sink)
         stack.push_async_callback(asyncio.to_thread, telemetry.shutdown, DRAIN_SECONDS)
         stack.enter_context(tracing.server_spans(app, telemetry.tracer_provider))
         stack.push_async_callback(service.drained)
@@ -69,11 +69,10 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
 
 
-def _open_telemetry(settings: Settings, directory: DataDir, connect: Connect | None) -> Telemetry:
-    spool_dir = directory.path / "spool"
-    try:
+def _open_telemetry(settings: Settings, connect: Connect | None) -> Telemetry:
+    with writing(settings.spool_dir):
         return configure(
-            spool_dir=spool_dir,
+            spool_dir=settings.spool_dir,
             connect=connect,
             registry=python_registry(),
             resource=tracing.resource(settings),
@@ -87,8 +86,6 @@ def _open_telemetry(settings: Settings, directory: DataDir, connect: Connect | N
             retention=timedelta(days=settings.retention_days),
             error_types=errors.names(),
         )
-    except OSError as error:
-        raise StartError(NOT_WRITABLE.format(path=spool_dir, reason=error.strerror)) from error
 
 
 def __getattr__(name: str) -> Any:

@@ -35,6 +35,7 @@ class Service(FastAPI):
         )
         self.state.settings = settings
         self.state.migrated = False
+        self.state.supervisor = None  # the socket of one, where this is a worker
         self.in_flight = 0
         self._door = AdminTokenMiddleware(RequestIdMiddleware(super().__call__))
 

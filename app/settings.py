@@ -216,6 +216,11 @@ class Settings(BaseSettings):
         default="info", description="Least severe log lines written to stderr."
     )
 
+    @property
+    def spool_dir(self) -> Path:
+        """Where every process of this data directory has its spool."""
+        return self.spanledger_data_dir / "spool"
+
     def refuse_strangers(self) -> None:
         """Agents behind an open door need a token.
 

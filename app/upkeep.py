@@ -33,7 +33,7 @@ async def open_database(app: FastAPI, directory: DataDir, stack: AsyncExitStack)
         StartError: The embedded server does not start.
     """
     url = app.state.settings.database_url
-    if getattr(app.state, "supervisor", None) is not None:  # which keeps the database ready
+    if app.state.supervisor is not None:  # which keeps the database ready
         database = Database(url.get_secret_value(), most_connections=3)
         stack.callback(database.dispose)
         app.state.migrated = True

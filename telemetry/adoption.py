@@ -8,7 +8,7 @@ from pathlib import Path
 
 from .home import abandoned
 from .segment import EXECUTIONS, OPEN, SEEN, STEPS, VERSION, Segment
-from .slots import RUNS, OpenRun, read
+from .slots import CANCEL, RUNS, OpenRun, read
 
 _LAST_NUMBER = 10**12 - 1  # of the segment of crashed runs: none that was there before, loaded or not, had it
 Crash = Callable[[OpenRun], bytes]
@@ -36,7 +36,7 @@ def adopt(spool_dir: Path, own: Path, crash: Crash | None, observe: Observe | No
 
 def _tidy(home: Path) -> None:
     """Remove what means nothing any more: half a segment of crashed runs, wishes to cancel, notes without segment."""
-    for path in (*home.glob(f"{_LAST_NUMBER}.*{OPEN}"), *home.glob("cancel.*")):
+    for path in (*home.glob(f"{_LAST_NUMBER}.*{OPEN}"), *home.glob(f"{CANCEL}*")):
         path.unlink()
     for path in home.glob(f"*.{SEEN}"):
         if not path.with_suffix(f".{EXECUTIONS}").exists():

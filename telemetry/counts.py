@@ -9,12 +9,11 @@ from typing import NamedTuple
 
 from .guard import Guard
 from .metrics import Metrics, where
-from .processor import DROP_REASONS, ExecutionProcessor
+from .processor import DROP_REASONS, EXECUTION_STATES, REJECT_REASONS, ExecutionProcessor
 from .runs import OpenSpans
 from .spool import Spool
 
 Place = tuple[str, str, str]  # service, environment, agent
-EXECUTIONS = ("started", "ended", "spooled", "dropped", "rejected")
 PLACES = ("metrics", "monitor", "on_end", "on_start", "sink", "spool")
 
 
@@ -37,9 +36,9 @@ class Counts(NamedTuple):
         """Every reason and place that is known, at 0."""
         return cls(
             Counter(dict.fromkeys(DROP_REASONS, 0)),
-            Counter({"timestamp": 0}),
+            Counter(dict.fromkeys(REJECT_REASONS, 0)),
             Counter(dict.fromkeys(PLACES, 0)),
-            Counter(dict.fromkeys(EXECUTIONS, 0)),
+            Counter(dict.fromkeys(EXECUTION_STATES, 0)),
         )
 
     @classmethod

@@ -61,7 +61,7 @@ def _populate(mapped: mmap.mmap, size: int) -> None:
     try:
         mapped.madvise(_POPULATE_WRITE, 0, size)
     except OSError as error:
-        if error.errno != 22:  # EINVAL: an older kernel, or macOS
+        if error.errno != errno.EINVAL:  # an older kernel, or macOS
             raise
         for page in range(0, size, mmap.PAGESIZE):
             mapped[page] = 0

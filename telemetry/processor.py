@@ -28,6 +28,8 @@ from .spool import EXECUTIONS, STEPS, Spool, SpoolError
 from .usage import Usage, read_tokens
 
 DROP_REASONS = ("disk_error", "disk_stalled", "error", "spool_closed", "spool_full")
+REJECT_REASONS = ("timestamp",)
+EXECUTION_STATES = ("started", "ended", "spooled", "dropped", "rejected")  # `ended` is the sum of the last three
 _MOST_USD = 1_000_000  # a dearer call is a sender's mistake
 _MOST_AGENTS = 1024  # whose names are kept
 _SAMPLED = 64  # of so many executions, one is timed
@@ -55,9 +57,8 @@ class ExecutionProcessor(SpanProcessor):
         overhead: Histogram,
     ) -> None:
         self.dropped: Counter[str] = Counter(dict.fromkeys(DROP_REASONS, 0))
-        self.rejected: Counter[str] = Counter({"timestamp": 0})
-        # Where each execution is; `ended` is the sum of the last three.
-        self.executions: Counter[str] = Counter(started=0, ended=0, spooled=0, dropped=0, rejected=0)
+        self.rejected: Counter[str] = Counter(dict.fromkeys(REJECT_REASONS, 0))
+        self.executions: Counter[str] = Counter(dict.fromkeys(EXECUTION_STATES, 0))
         self._spool = spool
         self._metrics = metrics
         self._spans = spans
@@ -111,9 +112,7 @@ class ExecutionProcessor(SpanProcessor):
             return
         try:
             # After its row is written, or it could be lost in between.
-            if opened.slot is not None and self._spool.runs is not None:
-                self._spool.runs.release(opened.slot, opened.ids)
-                opened.slot = None
+            self._release(opened)
             if opened.overhead:
                 self._overhead.observe(opened.overhead + time.perf_counter() - began)
         except Exception:
@@ -155,14 +154,17 @@ class ExecutionProcessor(SpanProcessor):
                 encoded = json.dumps(document).encode()
             opened.slot = runs.take(opened.ids, opened.started_at, encoded)
 
-    def _on_evict(self, key: tuple[int, int], opened: OpenSpan) -> None:
+    def _release(self, opened: OpenSpan) -> None:
+        if opened.slot is not None and self._spool.runs is not None:
+            self._spool.runs.release(opened.slot, opened.ids)
+            opened.slot = None
+
+    def _on_evict(self, opened: OpenSpan) -> None:
         """An execution that is taken for ended: in the books it is one without a row. If it ends, it is another."""
         if opened.started_at:
             self.executions.update(("ended", "dropped"))
             opened.started_at = 0
-        if opened.slot is not None and self._spool.runs is not None:
-            self._spool.runs.release(opened.slot, opened.ids)
-            opened.slot = None
+        self._release(opened)
 
     def _after_fork(self) -> None:
         """What is counted so far is the parent's."""

@@ -102,7 +102,7 @@ class OpenSpans:
         self.limit = limit
         self.remembered = remembered
         self.evicted = 0
-        self.on_evict: Callable[[tuple[int, int], OpenSpan], None] = lambda key, opened: None
+        self.on_evict: Callable[[OpenSpan], None] = lambda opened: None
         # Ordered: a plain dict looks for its oldest entry past all that were taken out before it.
         self._open: OrderedDict[tuple[int, int], OpenSpan] = OrderedDict()
         self._ended: OrderedDict[tuple[int, int], OpenSpan] = OrderedDict()
@@ -208,7 +208,7 @@ class OpenSpans:
             with self._lock:
                 opened.ended = True
                 self.evicted += 1
-            self.on_evict(key, opened)
+            self.on_evict(opened)
             self._remember(key, opened)
 
     def _remember(self, key: tuple[int, int], opened: OpenSpan) -> None:

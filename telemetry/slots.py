@@ -27,7 +27,7 @@ from typing import NamedTuple
 
 from .mapped import MappedFile
 
-_CANCEL = "cancel."  # begins the name of a file that asks for the run whose ids follow
+CANCEL = "cancel."  # begins the name of a file that asks for the run whose ids follow
 RUNS = "runs"  # the file's name
 COUNT = 2048  # a process has rarely more runs open; those beyond are not recorded, and counted
 SLOT_BYTES = 2048
@@ -143,7 +143,7 @@ class Slots:
             return []
         self._file.bytes[_ASKED] = 0
         asked = []
-        for path in self._file.path.parent.glob(f"{_CANCEL}*"):
+        for path in self._file.path.parent.glob(f"{CANCEL}*"):
             _, trace_id, span_id = path.name.split(".")
             asked.append((int(trace_id, 16), int(span_id, 16)))
             path.unlink()
@@ -175,7 +175,7 @@ def read(path: Path) -> list[OpenRun]:
         pid, host, *service = json.loads(data[_HEAD.size : _HEAD.size + size])
     except (FileNotFoundError, ValueError, struct.error):
         return []  # a loss of power may leave it empty too
-    asked = {path.name for path in path.parent.glob(f"{_CANCEL}*")}
+    asked = {path.name for path in path.parent.glob(f"{CANCEL}*")}
     runs = []
     for at in range(_HEAD_BYTES, len(data), SLOT_BYTES):
         if data[at]:
@@ -192,7 +192,7 @@ def read(path: Path) -> list[OpenRun]:
                     *(trace_id, span_id, parent, above, agent, version, started_at),
                     caller=(caller[0], caller[1], caller[2]),
                     input=given,
-                    cancel_requested=f"{_CANCEL}{trace_id}.{span_id}" in asked,
+                    cancel_requested=f"{CANCEL}{trace_id}.{span_id}" in asked,
                     service=tuple(service),
                     pid=pid,
                     host=host,
@@ -224,7 +224,7 @@ def cancel(path: Path, trace_id: str, span_id: str) -> bool:
     """
     if all((run.trace_id, run.span_id) != (trace_id, span_id) for run in read(path)):
         return False
-    path.with_name(f"{_CANCEL}{trace_id}.{span_id}").touch(0o600)
+    path.with_name(f"{CANCEL}{trace_id}.{span_id}").touch(0o600)
     with path.open("r+b", buffering=0) as file:
         os.pwrite(file.fileno(), b"\1", _ASKED)
     return True

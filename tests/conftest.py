@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
@@ -162,6 +162,13 @@ def embedded() -> Iterator[str]:
 @contextmanager
 def postgres15() -> Iterator[str]:
     """The superuser's URL of the system's Postgres 15, running in a directory of its own."""
+    with cluster15("initdb", "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync") as (url, _):
+        yield url
+
+
+@contextmanager
+def cluster15(program: str, *arguments: str) -> Iterator[tuple[str, Callable[..., None]]]:
+    """The superuser's URL of a Postgres 15 whose directory `program` makes, and what runs another program on it."""
     binaries = component("postgres15")
     account = pwd.getpwnam("postgres") if os.geteuid() == 0 else pwd.getpwuid(os.geteuid())
     with reachable_directory(memory_disk()) as directory:
@@ -174,14 +181,14 @@ def postgres15() -> Iterator[str]:
             command = [str(binaries / program), "-D", str(directory / "data"), *arguments]
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=directory, **as_server_user)
 
-        run("initdb", "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync")
+        run(program, *arguments)
         settings = f"-c listen_addresses='' -c unix_socket_directories={directory} -c unix_socket_permissions=0700"
         run("pg_ctl", "start", "-w", "-l", str(directory / "log"), "-o", settings)
         running = postmaster.running(directory / "data")
         assert running is not None
         with stopped_with_us(running.pid, directory):
             try:
-                yield f"postgresql+psycopg://postgres@/postgres?host={directory}"
+                yield f"postgresql+psycopg://postgres@/postgres?host={directory}", run
             finally:
                 run("pg_ctl", "stop", "-w", "-m", "immediate")
 

@@ -56,7 +56,7 @@ class Patient:
     def __init__(self, settings: Settings, now: Callable[[], float] = time.time) -> None:
         self.settings = settings
         self.now = now
-        self.data_dir = settings.spanledger_data_dir
+        self.data_dir, self.spool_dir = settings.spanledger_data_dir, settings.spool_dir
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)
         self.url = f"http://{f'[{host}]' if ':' in host else host}:{settings.port}"
         # Neither proxies nor .netrc of the environment: the service is here.

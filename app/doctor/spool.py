@@ -19,7 +19,7 @@ NO_METRICS = skip("no metrics of the service")
 
 def spool(patient: Patient) -> Finding:
     """Writable, and what waits in it."""
-    path = patient.data_dir / "spool"
+    path = patient.spool_dir
     if not path.is_dir():
         return fail(f"{path} does not exist", "Is SPANLEDGER_DATA_DIR the service's, and was it started here?")
     if not os.access(path, os.R_OK | os.W_OK | os.X_OK):
@@ -53,7 +53,7 @@ def _left_behind(patient: Patient, path: Path) -> Finding:
 
 def disk(patient: Patient) -> Finding:
     """Free space where the spool is."""
-    path = next(path for path in (patient.data_dir / "spool", *(patient.data_dir / "spool").parents) if path.exists())
+    path = next(path for path in (patient.spool_dir, *patient.spool_dir.parents) if path.exists())
     free, wanted = shutil.disk_usage(path).free, patient.settings.spool_max_bytes
     seen = f"{_size(free)} free at {path}"
     if free < DISK_MIN:
@@ -66,7 +66,7 @@ def disk(patient: Patient) -> Finding:
 def rejected_rows(patient: Patient) -> Finding:
     """Lines of rejected.ndjson: rows that Postgres will not take."""
     number = 0
-    path = patient.data_dir / "spool" / "rejected.ndjson"
+    path = patient.spool_dir / "rejected.ndjson"
     for file in (path, path.with_suffix(".1.ndjson")):
         try:
             with file.open("rb") as lines:

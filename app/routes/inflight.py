@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import time
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Request
-from fastapi import Path as InPath
+from fastapi import APIRouter, Depends, Path, Request
 
 from app import openapi
 from app.auth import NO_STORE, require_admin
@@ -20,28 +18,19 @@ from telemetry import OpenRun, cancel_run, open_runs
 router = APIRouter(prefix="/api/admin/in-flight", tags=["admin"], dependencies=[Depends(require_admin)])
 
 
-def spool_dir(request: Request) -> Path:
-    """Where the processes have their spools."""
-    directory: Path = request.app.state.settings.spanledger_data_dir / "spool"
-    return directory
-
-
-SpoolDir = Annotated[Path, Depends(spool_dir)]
-
-
 @router.get(
     "",
     summary="Executions that run now",
     response_model=InFlightAnswer,
     responses=openapi.responses(openapi.IN_FLIGHT),
 )
-def in_flight(request: Request, directory: SpoolDir) -> ExactJSON:
+def in_flight(request: Request) -> ExactJSON:
     """The oldest first. `stuck` are those that have run for longer than `STUCK_AFTER_SECONDS`.
 
     They are read from disk, not from Postgres. `seen_at` is when their process last gave a sign of life: every second.
     """
-    now, limit = time.time_ns(), request.app.state.settings.stuck_after_seconds
-    data = [_row(run, now, limit) for run in open_runs(directory)]
+    now, settings = time.time_ns(), request.app.state.settings
+    data = [_row(run, now, settings.stuck_after_seconds) for run in open_runs(settings.spool_dir)]
     return ExactJSON({"data": data, "count": len(data), "stuck": sum(row["stuck"] for row in data)})
 
 
@@ -52,14 +41,14 @@ def in_flight(request: Request, directory: SpoolDir) -> ExactJSON:
     responses=openapi.responses(openapi.CANCELLATION, 404, success=202),
 )
 def cancel(
-    directory: SpoolDir,
-    trace_id: Annotated[TraceId, InPath(description="32 hex digits.")],
-    span_id: Annotated[SpanId, InPath(description="16 hex digits.")],
+    request: Request,
+    trace_id: Annotated[TraceId, Path(description="32 hex digits.")],
+    span_id: Annotated[SpanId, Path(description="16 hex digits.")],
 ) -> ExactJSON:
     """Ask the run to end, in whichever process it is. It does within about a second if it runs in an asyncio task,
     which is cancelled, with the request it serves; other code has to look at `current_run().cancel_requested`.
     """
-    if not cancel_run(directory, trace_id, span_id):
+    if not cancel_run(request.app.state.settings.spool_dir, trace_id, span_id):
         raise Problem(
             404,
             "Not Found",

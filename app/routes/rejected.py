@@ -33,9 +33,8 @@ def rejected(
     The whole rows stay in `rejected.ndjson` of the spool; `spanledger replay-rejected` puts them back when their
     cause is gone. The database is not asked.
     """
-    spool_dir = request.app.state.settings.spanledger_data_dir / "spool"
     try:
-        rows, next_cursor = Rejected(spool_dir).page(limit, cursor)
+        rows, next_cursor = Rejected(request.app.state.settings.spool_dir).page(limit, cursor)
     except ValueError:
         raise Problem(
             400,

@@ -26,7 +26,7 @@ def service(database: Database, data_dir: Path = Path("/nowhere")) -> FastAPI:
     app.include_router(executions.router)
     app.include_router(rejected.router)
     app.state.admin_tokens = (TOKEN,)
-    app.state.settings = SimpleNamespace(retention_days=35, spanledger_data_dir=data_dir)
+    app.state.settings = SimpleNamespace(retention_days=35, spool_dir=data_dir / "spool")
     app.state.database = database
     app.dependency_overrides[queries.utc_now] = lambda: NOW
     return app

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections import Counter
 from contextlib import suppress
 from itertools import count
@@ -28,7 +29,7 @@ BEGINNING_SECONDS = 60.0
 """How long a directory that its process has not locked is left alone."""
 
 
-class Stage:
+class Stage(ABC):
     """A service that stores and counts, on `data_dir`; leaving the block kills whatever is left of it.
 
     Args:
@@ -68,21 +69,21 @@ class Stage:
         service.port, service.url = self._port, f"http://127.0.0.1:{self._port}"
         return service
 
+    @abstractmethod
     def begin(self) -> None:
         """Start the load, once the service is ready."""
-        raise NotImplementedError
 
+    @abstractmethod
     def kill_one(self) -> None:
         """SIGKILL for one of the processes that run agents."""
-        raise NotImplementedError
 
+    @abstractmethod
     def recycle(self) -> None:
         """Replace all processes that run agents, politely."""
-        raise NotImplementedError
 
+    @abstractmethod
     def finish(self) -> None:
         """Let the load end what it has begun."""
-        raise NotImplementedError
 
     def kill_service(self) -> None:
         """SIGKILL for whoever stores and counts; another is started as soon as the address is free."""
@@ -91,7 +92,7 @@ class Stage:
             self.counted.update(self.metrics().get("spanledger_executions_total", {}))
         self.service.process.send_signal(signal.SIGKILL)
         self.heard.append(self.service.process.communicate()[1])
-        self._wait_for_the_address()
+        eventually(lambda: not _listens(self._port), 30)  # workers end by themselves, but hold it until then
         self.service = self._start_service()
         eventually(self._answers)
 
@@ -100,9 +101,6 @@ class Stage:
             return httpx.get(f"{self.service.url}/readyz", timeout=10).status_code == 200
         except httpx.HTTPError:
             return False
-
-    def _wait_for_the_address(self) -> None:
-        """Nobody else listens there."""
 
     def settled(self) -> bool:
         """Whether nothing waits, runs, or is left of a process that is gone."""
@@ -259,10 +257,6 @@ class Workers(Stage):
 
     def finish(self) -> None:
         self._clients.stop()
-
-    def _wait_for_the_address(self) -> None:
-        """The workers of a supervisor that was killed end by themselves, but hold the address until then."""
-        eventually(lambda: not _listens(self._port), 30)
 
 
 def _is_worker(pid: int) -> bool:

@@ -5,10 +5,8 @@ from __future__ import annotations
 import itertools
 import logging
 import os
-import pwd
 import random
 import signal
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -28,8 +26,7 @@ from telemetry.deadline import deadline
 from telemetry.execution import Execution, Step
 from telemetry.sink import PostgresSink
 from telemetry.spool import EXECUTIONS, STEPS
-from tests.components import component
-from tests.conftest import Server, memory_disk, postgres15, reachable_directory, stopped_with_us
+from tests.conftest import Server, cluster15, postgres15, stopped_with_us
 from tests.telemetry.stored import EXECUTION_ROW, STEP_ROW, execution, rows, sink, step
 from tests.telemetry.test_rollup import EVER
 
@@ -80,41 +77,10 @@ def test_the_server_restarts(data_dir: Path, tmp_path: Path, end: str) -> None:
 @contextmanager
 def standby_of(primary: str) -> Iterator[tuple[str, Callable[[], None]]]:
     """The URL of a standby of this Postgres 15, and what makes it the primary."""
-    binaries = component("postgres15")
-    account = pwd.getpwnam("postgres") if os.geteuid() == 0 else pwd.getpwuid(os.geteuid())
-    with reachable_directory(memory_disk()) as directory:
-        as_server_user: dict[str, Any] = {}
-        if os.geteuid() == 0:
-            os.chown(directory, account.pw_uid, account.pw_gid)
-            as_server_user = {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}
-
-        def run(program: str, *arguments: str) -> None:
-            command = [str(binaries / program), "-D", str(directory / "data"), *arguments]
-            subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=directory, **as_server_user)
-
-        run(
-            "pg_basebackup",
-            "-h",
-            str(make_url(primary).query["host"]),
-            "-U",
-            "postgres",
-            "-R",
-            "-c",
-            "fast",
-            "--no-sync",
-        )
-        settings = f"-c listen_addresses='' -c unix_socket_directories={directory} -c unix_socket_permissions=0700"
-        run("pg_ctl", "start", "-w", "-l", str(directory / "log"), "-o", settings)
-        running = postmaster.running(directory / "data")
-        assert running is not None
-        with stopped_with_us(running.pid, directory):
-            try:
-                yield (
-                    f"postgresql+psycopg://postgres@/postgres?host={directory}",
-                    lambda: run("pg_ctl", "promote", "-w"),
-                )
-            finally:
-                run("pg_ctl", "stop", "-w", "-m", "immediate")
+    host = str(make_url(primary).query["host"])
+    backup = ("pg_basebackup", "-h", host, "-U", "postgres", "-R", "-c", "fast", "--no-sync")
+    with cluster15(*backup) as (url, run):
+        yield url, lambda: run("pg_ctl", "promote", "-w")
 
 
 def test_a_failover_to_a_standby_that_is_promoted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -23,6 +23,7 @@ def app(tmp_path: Path) -> Iterator[FastAPI]:
     """The routes over real telemetry, without a database yet."""
     app = FastAPI()
     app.include_router(health.router)
+    app.state.supervisor = None
     provider = TracerProvider(sampler=AlwaysRecordSampler(ALWAYS_ON), shutdown_on_exit=False)
     app.state.telemetry = configure(
         spool_dir=tmp_path / "spool", tracer_provider=provider, registry=CollectorRegistry()

@@ -64,7 +64,7 @@ def service(data_dir: Path, limit: float = 900.0) -> FastAPI:
     problems.install(app)
     app.include_router(inflight.router)
     app.state.admin_tokens = (TOKEN,)
-    app.state.settings = SimpleNamespace(spanledger_data_dir=data_dir, stuck_after_seconds=limit)
+    app.state.settings = SimpleNamespace(spool_dir=data_dir / "spool", stuck_after_seconds=limit)
     return app
 
 
